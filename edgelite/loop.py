@@ -1,0 +1,200 @@
+"""A poll loop of generator tasks: what the agent uses instead of asyncio.
+
+A task is a generator. It yields what it waits for and is resumed with True when that happened, or False when
+the deadline passed first:
+
+    ready = yield Wait(fd, POLLIN, deadline)   # a descriptor
+    yield Wait(-1, 0, deadline)                # just time
+Sub-tasks compose with `yield from`. Deadlines are absolute seconds on `Loop.now()` (CLOCK_BOOTTIME where there
+is one, so that a suspended machine does not stretch them); None waits for ever.
+
+Invariant: a task never blocks; whatever may block is a descriptor it waits for. An exception that leaves a task
+is handed to `on_crash`, which by default stops the loop: nothing fails silently.
+"""
+
+import select
+import time
+
+POLLIN = select.POLLIN
+POLLOUT = select.POLLOUT
+TASKS_MAX = 4096
+
+
+class Wait:
+    """What a task yields: a descriptor with the events it wants (fd -1 for none), and a deadline."""
+
+    __slots__ = ("deadline", "events", "fd")
+
+    def __init__(self, fd: int, events: int, deadline: "float | None") -> None:
+        self.fd = fd
+        self.events = events
+        self.deadline = deadline
+
+
+class Cancelled(Exception):
+    """Thrown into a task that `Loop.cancel` ends; its `finally` blocks run, and it may not wait any more."""
+
+
+class Task:
+    """A running generator. `done` is True once it has ended; `result` is what it returned."""
+
+    __slots__ = ("done", "error", "gen", "name", "result", "wait")
+
+    def __init__(self, gen: object, name: str) -> None:
+        self.gen = gen
+        self.name = name
+        self.wait: "Wait | None" = None
+        self.done = False
+        self.result: object = None
+        self.error: "BaseException | None" = None
+
+
+class Loop:
+    """Runs tasks until `stop`. Bound: TASKS_MAX tasks; `spawn` raises RuntimeError above it."""
+
+    def __init__(self, on_crash: object = None) -> None:
+        self._tasks: "list[Task]" = []
+        self._stopping = False
+        self._on_crash = on_crash
+        self._crash: "BaseException | None" = None
+        self._wake_r, self._wake_w = _pipe()
+
+    def now(self) -> float:
+        """Seconds on the clock that deadlines use."""
+        return now()
+
+    def spawn(self, gen: object, name: str) -> Task:
+        """Starts a generator as a task; its first step runs in the next turn of the loop."""
+        if len(self._tasks) >= TASKS_MAX:
+            raise RuntimeError("more than %d tasks; cannot start %s" % (TASKS_MAX, name))
+        task = Task(gen, name)
+        self._tasks.append(task)
+        return task
+
+    def cancel(self, task: "Task | None") -> None:
+        """Ends a task now: Cancelled is thrown into it."""
+        if task is None or task.done:
+            return
+        task.done = True
+        try:
+            task.gen.throw(Cancelled())  # type: ignore[attr-defined]
+        except (Cancelled, StopIteration):
+            pass
+        finally:
+            task.gen.close()  # type: ignore[attr-defined]
+
+    def stop(self) -> None:
+        """Makes `run` return after this turn; safe to call from a signal handler."""
+        self._stopping = True
+        _write_byte(self._wake_w)
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping
+
+    def run(self) -> None:
+        """Runs until `stop` is called, or a task crashed and nobody took care of it (its exception is raised)."""
+        while not self._stopping:
+            self.turn(None)
+        if self._crash is not None:
+            raise self._crash
+
+    def turn(self, timeout_s: "float | None") -> None:
+        """One turn: waits at most `timeout_s` (None: until something is due) and resumes what is ready."""
+        fresh = [t for t in self._tasks if t.wait is None and not t.done]
+        if not fresh:
+            self._poll(timeout_s)
+        for task in fresh:
+            self._step(task, True)
+        self._tasks = [t for t in self._tasks if not t.done]
+
+    def _poll(self, timeout_s: "float | None") -> None:
+        poller = select.poll()
+        poller.register(self._wake_r, POLLIN)
+        by_fd: "dict[int, int]" = {}
+        nearest: "float | None" = None
+        for task in self._tasks:
+            wait = task.wait
+            if wait is None or task.done:
+                continue
+            if wait.fd >= 0:
+                by_fd[wait.fd] = by_fd.get(wait.fd, 0) | wait.events
+            if wait.deadline is not None and (nearest is None or wait.deadline < nearest):
+                nearest = wait.deadline
+        for fd, events in by_fd.items():
+            poller.register(fd, events)
+        if nearest is not None:
+            left = max(0.0, nearest - now())
+            timeout_s = left if timeout_s is None else min(left, timeout_s)
+        # Rounded up: waking a hair too early would spin until the deadline.
+        ready = dict(poller.poll(None if timeout_s is None else int(timeout_s * 1000) + 1))
+        if self._wake_r in ready:
+            _drain(self._wake_r)
+        at = now()
+        for task in list(self._tasks):
+            wait = task.wait
+            if wait is None or task.done:
+                continue
+            got = ready.get(wait.fd, 0) if wait.fd >= 0 else 0
+            if got & (wait.events | select.POLLERR | select.POLLHUP | select.POLLNVAL):
+                self._step(task, True)
+            elif wait.deadline is not None and wait.deadline <= at:
+                self._step(task, False)
+
+    def _step(self, task: Task, ready: bool) -> None:
+        if task.done:
+            return
+        try:
+            started = task.wait is not None
+            task.wait = task.gen.send(ready if started else None)  # type: ignore[attr-defined]
+        except StopIteration as end:
+            task.done = True
+            task.result = end.value
+        except Exception as error:
+            task.done = True
+            task.error = error
+            if self._on_crash is not None:
+                self._on_crash(task, error)  # type: ignore[operator]
+            else:
+                self._crash = error
+                self._stopping = True
+
+
+def now() -> float:
+    """Seconds on CLOCK_BOOTTIME where there is one, else a monotonic clock."""
+    try:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    except (AttributeError, OSError):
+        return time.monotonic()
+
+
+def sleep(seconds: float) -> object:
+    """`yield from sleep(2)` waits that long."""
+    yield Wait(-1, 0, now() + seconds)
+
+
+def _pipe() -> "tuple[int, int]":
+    import os
+
+    r, w = os.pipe()
+    os.set_blocking(r, False)
+    os.set_blocking(w, False)
+    return r, w
+
+
+def _write_byte(fd: int) -> None:
+    import os
+
+    try:
+        os.write(fd, b".")
+    except OSError:
+        pass  # the pipe is full: the loop wakes up anyway
+
+
+def _drain(fd: int) -> None:
+    import os
+
+    try:
+        os.read(fd, 4096)
+    except OSError:
+        pass

@@ -1,0 +1,1 @@
+"""The cloud hub: a Kubernetes-style API, its store, and the edge-cloud channel."""

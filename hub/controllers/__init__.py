@@ -1,0 +1,1 @@
+"""Controllers: pure cores that decide, one driver that writes."""

@@ -1,0 +1,1 @@
+"""Identities, certificates, joining and admission."""

@@ -1,0 +1,1 @@
+"""Slots, their owners and their claims."""
