@@ -15,6 +15,11 @@ is handed to `on_crash`, which by default stops the loop: nothing fails silently
 import select
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from typing import Any
+
 POLLIN = select.POLLIN
 POLLOUT = select.POLLOUT
 TASKS_MAX = 4096
@@ -40,19 +45,19 @@ class Task:
 
     __slots__ = ("done", "error", "gen", "name", "result", "wait")
 
-    def __init__(self, gen: object, name: str) -> None:
+    def __init__(self, gen: "Generator[Wait, bool, Any]", name: str) -> None:
         self.gen = gen
         self.name = name
         self.wait: "Wait | None" = None
         self.done = False
-        self.result: object = None
+        self.result: "Any" = None
         self.error: "BaseException | None" = None
 
 
 class Loop:
     """Runs tasks until `stop`. Bound: TASKS_MAX tasks; `spawn` raises RuntimeError above it."""
 
-    def __init__(self, on_crash: object = None) -> None:
+    def __init__(self, on_crash: "Callable[[Task, BaseException], None] | None" = None) -> None:
         self._tasks: "list[Task]" = []
         self._stopping = False
         self._on_crash = on_crash
@@ -63,7 +68,7 @@ class Loop:
         """Seconds on the clock that deadlines use."""
         return now()
 
-    def spawn(self, gen: object, name: str) -> Task:
+    def spawn(self, gen: "Generator[Wait, bool, Any]", name: str) -> Task:
         """Starts a generator as a task; its first step runs in the next turn of the loop."""
         if len(self._tasks) >= TASKS_MAX:
             raise RuntimeError("more than %d tasks; cannot start %s" % (TASKS_MAX, name))
@@ -77,11 +82,11 @@ class Loop:
             return
         task.done = True
         try:
-            task.gen.throw(Cancelled())  # type: ignore[attr-defined]
+            task.gen.throw(Cancelled())
         except (Cancelled, StopIteration):
             pass
         finally:
-            task.gen.close()  # type: ignore[attr-defined]
+            task.gen.close()
 
     def stop(self) -> None:
         """Makes `run` return after this turn; safe to call from a signal handler."""
@@ -146,7 +151,7 @@ class Loop:
             return
         try:
             started = task.wait is not None
-            task.wait = task.gen.send(ready if started else None)  # type: ignore[attr-defined]
+            task.wait = task.gen.send(ready) if started else next(task.gen)
         except StopIteration as end:
             task.done = True
             task.result = end.value
@@ -154,7 +159,7 @@ class Loop:
             task.done = True
             task.error = error
             if self._on_crash is not None:
-                self._on_crash(task, error)  # type: ignore[operator]
+                self._on_crash(task, error)
             else:
                 self._crash = error
                 self._stopping = True
@@ -168,7 +173,7 @@ def now() -> float:
         return time.monotonic()
 
 
-def sleep(seconds: float) -> object:
+def sleep(seconds: float) -> "Generator[Wait, bool, None]":
     """`yield from sleep(2)` waits that long."""
     yield Wait(-1, 0, now() + seconds)
 

@@ -134,7 +134,9 @@ class Decoder:
         while size - at >= HEADER_BYTES:
             kind, flags, stream, length = struct.unpack_from(HEADER, buffer, at)
             if length > self.frame_bytes_max:
-                raise WireError("frame of %d bytes announced, at most %d allowed" % (length, self.frame_bytes_max))
+                raise WireError(
+                    "frame of %d bytes announced, at most %d allowed" % (length, self.frame_bytes_max)
+                )
             if size - at - HEADER_BYTES < length:
                 break
             body = buffer[at + HEADER_BYTES : at + HEADER_BYTES + length]

@@ -8,6 +8,18 @@ identity of a process, an engine's container id) in `state`, a durable map that 
 Identity of a container: (pod UID, container name, attempt). `attempt` counts up from 0 with every restart.
 """
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from typing import Any, Protocol
+
+    from edgelite.loop import Wait
+
+    class LogSink(Protocol):
+        """Where log bytes go. `write` waits for credit and raises when the reader is gone."""
+
+        def write(self, data: bytes) -> Generator[Wait, bool, None]: ...
+
 
 class RuntimeFailure(Exception):
     """A container could not be started, stopped or reached.
@@ -61,8 +73,8 @@ class Launch:
 
     def __init__(
         self,
-        pod: "dict[str, object]",
-        container: "dict[str, object]",
+        pod: "dict[str, Any]",
+        container: "dict[str, Any]",
         attempt: int,
         command: "list[str]",
         args: "list[str]",
@@ -124,44 +136,48 @@ class Runtime:
         """{"version": containerRuntimeVersion as Kubernetes shows it, e.g. "process://0.1.0"}."""
         raise NotImplementedError
 
-    def review(self, pod: "dict[str, object]") -> "tuple[list[str], list[str]]":
+    def review(self, pod: "dict[str, Any]") -> "tuple[list[str], list[str]]":
         """(refusals, warnings) for a Pod document: each "spec.path: what cannot be honoured here and what to do".
         A pod with a refusal is never started; a field at its Kubernetes default is never refused."""
         raise NotImplementedError
 
-    def recover(self) -> "object":
+    def recover(self) -> "Generator[Wait, bool, list[Status]]":
         """Generator. At agent start: finds what runs from before (adopts it) and what ended meanwhile, and returns
         list[Status], the newest attempt of each (uid, container). Leftovers of a start that was only intended are
         killed or adopted, never doubled. After a reboot nothing runs: everything is "exited" with reason
         ContainerStatusUnknown unless its exit code was recorded."""
         raise NotImplementedError
 
-    def start(self, launch: Launch) -> "object":
+    def start(self, launch: Launch) -> "Generator[Wait, bool, Status]":
         """Generator. Pulls where needed, creates and starts; returns Status (phase "running"). Raises RuntimeFailure."""
         raise NotImplementedError
 
-    def changes(self, deadline: "float | None") -> "object":
+    def changes(self, deadline: "float | None") -> "Generator[Wait, bool, list[Status]]":
         """Generator. Waits until at least one container ended (or `deadline`) and returns list[Status] of those,
         each reported once."""
         raise NotImplementedError
 
-    def stop(self, uid: str, container: str, grace_s: float) -> "object":
+    def stop(self, uid: str, container: str, grace_s: float) -> "Generator[Wait, bool, Status]":
         """Generator. SIGTERM (or the engine's stop signal) to all of the container's processes, SIGKILL after
         `grace_s`; returns Status (phase "exited") once nothing of it runs. Stopping what has ended returns its Status."""
         raise NotImplementedError
 
-    def remove(self, uid: str) -> "object":
+    def remove(self, uid: str) -> "Generator[Wait, bool, None]":
         """Generator. Removes everything the runtime keeps of the pod (state, cgroups, engine containers, logs).
         Nothing of the pod runs any more when it is called. Idempotent."""
         raise NotImplementedError
 
-    def exec(self, uid: str, container: str, argv: "list[str]", timeout_s: float) -> "object":
+    def exec(
+        self, uid: str, container: str, argv: "list[str]", timeout_s: float
+    ) -> "Generator[Wait, bool, tuple[int, bytes]]":
         """Generator. Runs argv inside the container's surroundings (mounts, env, user, working directory); returns
         (exit code, output bytes, at most 10 KiB). Raises RuntimeFailure when it cannot be run; a timeout kills it and
         raises RuntimeFailure("Timeout", ...)."""
         raise NotImplementedError
 
-    def logs(self, uid: str, container: str, options: "dict[str, object]", out: "object") -> "object":
+    def logs(
+        self, uid: str, container: str, options: "dict[str, Any]", out: "LogSink"
+    ) -> "Generator[Wait, bool, None]":
         """Generator. Writes log bytes with `yield from out.write(chunk)` (which waits for credit and raises when the
         reader is gone). options as in the OPEN message: previous, follow, tail, since_s, timestamps, limit. Ends at the
         end of the log, or with follow when the container has ended. Raises RuntimeFailure when there is no such log."""
