@@ -7,6 +7,8 @@ several replicas use. A claim is made once per process, so a restart is a new ep
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from hub.objects import Keys
 from hub.store.base import TXN_OPS_MAX, Compare, Delete, KeyValue, Put, Store, StoreError, prefix_end
 from shards import claims
@@ -77,7 +79,7 @@ async def _claim_some(
     ops: list[Put | Delete] = []
     made: dict[int, tuple[Claim, SlotRecord]] = {}
     revision = await store.revision()
-    owner = ('{"member":"%s"}' % member).encode()
+    owner = msgspec.json.encode({"member": member})
     for slot in slots:
         epoch = held.get(keys.slot_epoch(slot))
         record, claim = claims.claim(claims.parse(epoch.value if epoch else None), random_id(), revision, now)
