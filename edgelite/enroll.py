@@ -28,6 +28,7 @@ from edgelite.credentials import (
     EnrollError,
     begin_renewal,
     client_context,
+    hub_dns_name,
     hub_name,
     install_bundle,
     install_renewed,
@@ -68,9 +69,9 @@ _VERIFY_NAME = 62  # X509_V_ERR_HOSTNAME_MISMATCH
 def join(
     hub: str,
     token: str,
-    name: "str | None",
-    labels: "Mapping[str, str]",
     data_dir: str,
+    name: "str | None" = None,
+    labels: "Mapping[str, str] | None" = None,
     entropy: "Callable[[int], bytes]" = os.urandom,
     timeout_s: float = TIMEOUT_S,
 ) -> "dict[str, Any]":
@@ -104,11 +105,11 @@ def join(
         "token": ticket.text(),
         "csr": csr,
         "name": name,
-        "labels": dict(labels),
+        "labels": dict(labels or {}),
         "info": {"os": sys.platform, "arch": _arch()},
     }
     channel = _connect(
-        address, credentials.verifying_context([root]), hub_name(ticket.trust_domain), deadline
+        address, credentials.verifying_context([root]), hub_dns_name(ticket.trust_domain), deadline
     )
     try:
         answer = _ask(channel, address, wire.JOIN, body, wire.JOINED, deadline)
@@ -162,7 +163,7 @@ def _fetch_root(address: "tuple[str, int]", ticket: jointoken.JoinToken, deadlin
     context.verify_mode = ssl.CERT_NONE
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS_TLS12)
-    channel = _connect(address, context, hub_name(ticket.trust_domain), deadline)
+    channel = _connect(address, context, hub_dns_name(ticket.trust_domain), deadline)
     try:
         answer = _ask(channel, address, wire.BUNDLE, {}, wire.BUNDLE, deadline)
     finally:
@@ -188,7 +189,7 @@ def _install_joined(
     cert, node = answer.get("cert"), answer.get("node")
     if not isinstance(cert, str) or not isinstance(node, str) or not jointoken.is_dns_name(node):
         raise EnrollError("Protocol", "the hub's answer lacks the certificate or the node's name")
-    expected = {"trust_domain": ticket.trust_domain, "hub": hub_name(ticket.trust_domain)}
+    expected = {"trust_domain": ticket.trust_domain, "hub": hub_dns_name(ticket.trust_domain)}
     for field in expected:
         if answer.get(field) != expected[field]:
             raise EnrollError(
