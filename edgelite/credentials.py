@@ -148,13 +148,14 @@ def install_bundle(data_dir: str, roots: "list[str]") -> None:
 
 
 def verifying_context(roots: "list[str]") -> ssl.SSLContext:
+    """A context that trusts `roots` (PEM) and demands a certificate for servers with the name that is asked for."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # CERT_REQUIRED, check_hostname, purpose serverAuth
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS_TLS12)
     context.hostname_checks_common_name = False
     try:
         context.load_verify_locations(cadata="\n".join(roots))
-    except ssl.SSLError as e:
+    except (ssl.SSLError, ValueError) as e:
         raise EnrollError(
             "Damaged", "the trusted roots cannot be read: %s; restore %s or join anew" % (e, BUNDLE)
         )

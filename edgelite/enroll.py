@@ -122,9 +122,9 @@ def parse_address(text: str) -> "tuple[str, int]":
     """("host", port) of "host:port", "[v6]:port" or "host" (port 8444). Raises EnrollError."""
     host, port = text, str(PORT_DEFAULT)
     if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        if rest:
-            port = rest[1:] if rest[0] == ":" else ""
+        host, bracket, rest = text[1:].partition("]")
+        if rest or not bracket:
+            port = rest[1:] if rest.startswith(":") else ""
     elif text.count(":") == 1:
         host, port = text.split(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
