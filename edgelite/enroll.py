@@ -230,6 +230,8 @@ def _connect(
         if raw is not None:
             raw.close()
         raise _connection_error(address, e)
+    except ValueError as e:  # a name that cannot be encoded for DNS, a NUL in it
+        raise EnrollError("AddressInvalid", "%r is no host name: %s" % (address[0], e))
 
 
 def _connection_error(address: "tuple[str, int]", e: OSError) -> EnrollError:

@@ -183,7 +183,21 @@ def test_a_damaged_token_never_leaves_the_machine(hub: FakeHub, data: str) -> No
 
 
 @pytest.mark.parametrize(
-    "address", ["", ":8444", "host:", "host:0", "host:99999", "host:x", "[::1", "a b:c", "[::1]x"]
+    "address",
+    [
+        "",
+        ":8444",
+        "host:",
+        "host:0",
+        "host:99999",
+        "host:x",
+        "[::1",
+        "a b:c",
+        "[::1]x",
+        "\0:1",
+        "a" * 70 + ".x:1",
+        "..:1",
+    ],
 )
 def test_an_address_that_cannot_be_is_named(hub: FakeHub, data: str, address: str) -> None:
     assert refused(address, hub.token(), data).code == "AddressInvalid"

@@ -1,6 +1,7 @@
 """edgelite's keys, requests and DER reader against `cryptography` and OpenSSL."""
 
 import datetime
+import hashlib
 import random
 import ssl
 import time
@@ -12,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 from edgelite import der, p256
 from security import identity
-from security.ca import CertificateAuthority
+from security.ca import CertificateAuthority, request_key_sha256
 
 SEED = 20261121
 
@@ -127,3 +128,9 @@ def test_every_cut_and_many_flips_of_a_certificate_give_a_clear_error_or_facts(t
             der.Certificate(bytes(bad))
         except der.DerError:
             pass
+
+
+def test_hub_and_agent_hash_a_key_alike() -> None:
+    private = p256.generate(bytes(range(48)))
+    ours = hashlib.sha256(p256.public_key_info(private)).hexdigest()
+    assert request_key_sha256(p256.request_pem(private, "x")) == ours
