@@ -5,6 +5,7 @@ it; `$$(X)` is the text `$(X)`; an unknown reference stays as it is written. Con
 a `Library`; what is missing and not optional raises MissingReference, whose message never holds a value.
 """
 
+import json
 from binascii import a2b_base64
 
 TYPE_CHECKING = False
@@ -83,24 +84,30 @@ class NodeFacts:
 
 
 class Library:
-    """The ConfigMaps and Secrets that this node holds: (kind, namespace, name) → document."""
+    """The ConfigMaps and Secrets that this node holds, as the bytes they came in: they are parsed when they are used, so
+    that a document costs no more than its bytes."""
 
     def __init__(self) -> None:
-        self._docs: "dict[tuple[str, str, str], dict[str, Any]]" = {}
+        self._docs: "dict[tuple[str, str, str], bytes]" = {}
 
-    def put(self, doc: "dict[str, Any]") -> None:
-        self._docs[(doc["kind"], doc["ns"], doc["name"])] = doc
+    def put(self, kind: str, namespace: str, name: str, body: bytes) -> None:
+        """`body`: the document, found good by `check_library_document`."""
+        self._docs[(kind, namespace, name)] = body
 
     def drop(self, kind: str, namespace: str, name: str) -> None:
         self._docs.pop((kind, namespace, name), None)
 
+    def has(self, kind: str, namespace: str, name: str) -> bool:
+        return (kind, namespace, name) in self._docs
+
     def contents(self, kind: str, namespace: str, name: str, optional: bool) -> "dict[str, bytes] | None":
         """All keys with their bytes; None when it is absent and optional. Raises MissingReference."""
-        doc = self._docs.get((kind, namespace, name))
-        if doc is None:
+        body = self._docs.get((kind, namespace, name))
+        if body is None:
             if optional:
                 return None
             raise MissingReference('%s "%s" not found' % (kind.lower(), name))
+        doc = json.loads(body)
         if kind == "Secret":
             return {k: a2b_base64(v) for k, v in (doc.get("data") or {}).items()}
         data = {k: v.encode() for k, v in (doc.get("data") or {}).items()}
@@ -120,6 +127,56 @@ class Library:
                 return None
             raise MissingReference("couldn't find key %s in %s %s/%s" % (key, kind, namespace, name))
         return _text(data[key], "key %s of %s %s/%s" % (key, kind, namespace, name))
+
+
+def check_library_document(key: str, body: bytes) -> "str | None":
+    """What is wrong with a ConfigMap or Secret document, or None."""
+    kinds = {"configmap": "ConfigMap", "secret": "Secret"}
+    prefix, namespace, name = key.split("/", 2)
+    try:
+        doc = json.loads(body)
+    except ValueError as error:
+        return "not JSON: %s" % error
+    if not isinstance(doc, dict) or doc.get("kind") != kinds[prefix]:
+        return "the document is not a %s" % kinds[prefix]
+    if doc.get("ns") != namespace or doc.get("name") != name:
+        return "the document's namespace and name are not those of its key"
+    for field in ("data", "binaryData"):
+        table = doc.get(field) or {}
+        if not isinstance(table, dict) or not all(isinstance(v, str) for v in table.values()):
+            return "%s has to hold texts" % field
+        if field == "binaryData" or prefix == "secret":
+            for entry in table:
+                try:
+                    a2b_base64(table[entry])
+                except ValueError:
+                    return "%s %s is not base64" % (field, entry)
+    return None
+
+
+def pull_secrets(pod: "dict[str, Any]", library: Library) -> "tuple[dict[str, dict[str, str]], list[str]]":
+    """({registry: {"username", "password"}}, names of secrets that could not be used) of imagePullSecrets."""
+    found: "dict[str, dict[str, str]]" = {}
+    unusable = []
+    for ref in (pod.get("spec") or {}).get("imagePullSecrets") or []:
+        try:
+            data = library.contents("Secret", pod["ns"], ref.get("name", ""), False) or {}
+            if ".dockerconfigjson" in data:
+                registries = json.loads(data[".dockerconfigjson"])["auths"]
+            else:
+                registries = json.loads(data[".dockercfg"])
+            for registry in registries:
+                found[registry] = _login(registries[registry])
+        except (MissingReference, ValueError, KeyError, TypeError, AttributeError):
+            unusable.append(ref.get("name", ""))
+    return found, unusable
+
+
+def _login(entry: "dict[str, str]") -> "dict[str, str]":
+    if entry.get("auth"):
+        user, _, password = a2b_base64(entry["auth"]).decode().partition(":")
+        return {"username": user, "password": password}
+    return {"username": entry["username"], "password": entry["password"]}
 
 
 def _text(data: bytes, what: str) -> str:

@@ -12,6 +12,10 @@ WALL = 1700000000.0
 NODE = NodeFacts("edge-1", [{"type": "InternalIP", "address": "10.0.0.7"}], boot_id="boot-a")
 
 
+def handle(name, attempt):
+    return "fake://" + name + "/" + str(attempt)
+
+
 def container(name="app", **more):
     entry = {"name": name, "image": "img:1"}
     entry.update(more)
@@ -64,7 +68,7 @@ class Bench:
         return self.actions
 
     def runs(self, name="app", attempt=0):
-        status = Status("u1", name, attempt, "running", self.wall, "fake://%s/%d" % (name, attempt))
+        status = Status("u1", name, attempt, "running", self.wall, handle(name, attempt))
         self.pod.running(status, self.now, self.wall)
         return self.step()
 
@@ -101,7 +105,7 @@ class Bench:
 
 
 def ended(name, attempt, code, started, finished):
-    status = Status("u1", name, attempt, "exited", started, "fake://%s/%d" % (name, attempt))
+    status = Status("u1", name, attempt, "exited", started, handle(name, attempt))
     status.finished_at = finished
     status.exit_code = code
     return status
