@@ -2,6 +2,7 @@
 
 import json
 
+from edgelite import podrecovery
 from edgelite.containers import EXITED, RUNNING, STARTING, WAITING
 from edgelite.podactions import Check, Event, Gone, Hook, Remove, Report, Save, Start, Stop
 from edgelite.podenv import NodeFacts
@@ -84,7 +85,7 @@ class Bench:
         return self.step()
 
     def saved(self):
-        return self.pod.record()
+        return podrecovery.record(self.pod)
 
     def starts(self):
         return [(a.name, a.attempt) for a in self.actions if isinstance(a, Start)]

@@ -221,6 +221,7 @@ def test_removal_takes_everything_and_follows_no_link(volumes, tmp_path):
     mounted(volumes, pod(secret={"secretName": "sec"}))
     assert volumes.leftovers() == {"u1"}
     assert list(volumes.remove("u1")) == []
+    assert os.listdir(tmp_path / "shm") == []
     assert volumes.leftovers() == set() and (kept / "file").read_text() == "x"
     assert list(volumes.remove("u1")) == []
 
