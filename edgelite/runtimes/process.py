@@ -128,6 +128,7 @@ class ProcessRuntime(Runtime):
         self._active: "list[Container]" = []
         self._by_fd: "dict[int, Container]" = {}
         self._unreaped: "set[int]" = set()
+        self._doomed: "list[Process]" = []  # killed by `recover`, which waits for their end
         self._looked_at = 0.0
         self._epoll = select.epoll()
         self._wake_r, self._wake_w = os.pipe()
@@ -475,6 +476,10 @@ class ProcessRuntime(Runtime):
             for c in list(self._active):
                 self._advance(c, snapshots)
             yield Wait(-1, 0, clock() + RETRY_S)
+        deadline = clock() + UNKILLABLE_S
+        while self._doomed and clock() < deadline:
+            self._doomed = [p for p in self._doomed if process_proc.alive(p.pid, p.start, self._host.proc)]
+            yield Wait(-1, 0, clock() + RETRY_S)
         newest = [attempts[-1] for attempts in self._attempts.values() if attempts]
         for c in newest:
             c.reported = c.status is not None
@@ -506,9 +511,10 @@ class ProcessRuntime(Runtime):
 
     def _after_reboot(self, c: Container, snapshot: Snapshot) -> None:
         """Nothing of before can run, unless only the boot id is new (a moved or thawed machine): then it ends here."""
+        code = c.written("exit")
         for process in snapshot.workload(c.launch, 0, 0) + snapshot.shim(c.launch):
             process_proc.send(process, signal.SIGKILL, self._host.proc)
-        code = c.written("exit")
+            self._doomed.append(process)
         if code is None:
             message = "the machine was restarted while it ran, so nothing recorded how it ended"
             status = c.exited(UNKNOWN_EXIT, "ContainerStatusUnknown", message, time.time())

@@ -135,7 +135,7 @@ class Cgroups:
         for place in places:
             base = os.path.join(place, ROOT, self._instance)
             try:
-                os.makedirs(base, exist_ok=True)
+                _make(base)
             except OSError:
                 continue
             if not os.access(os.path.join(base, "cgroup.procs"), os.W_OK):
@@ -150,7 +150,7 @@ class Cgroups:
         joins = []
         for h in self._hierarchies:
             path = os.path.join(h.base, group)
-            os.makedirs(path, exist_ok=True)
+            _make(path)
             if h.version == 2:
                 _delegated(h.base, os.path.dirname(path))
             for controller in h.controllers:
@@ -210,6 +210,17 @@ class Cgroups:
         for h in self._hierarchies:
             if _rmdir(h.base):
                 _rmdir(os.path.dirname(h.base))
+
+
+def _make(path: str) -> None:
+    """makedirs, though another agent may remove an empty directory above at any moment. Raises OSError."""
+    for _ in range(8):
+        try:
+            os.makedirs(path, exist_ok=True)
+            return
+        except FileNotFoundError:
+            pass
+    os.makedirs(path, exist_ok=True)
 
 
 def _mounted(path: str) -> "list[tuple[str, int, tuple[str, ...]]]":
