@@ -97,7 +97,7 @@ def test_a_selector_object_needs_all_its_terms() -> None:
     }
     assert from_object(selector).matches(LABELS)
     assert not from_object(selector).matches({"app": "web"})
-    with pytest.raises(BadRequest, match="not a valid label selector operator"):
+    with pytest.raises(BadRequest, match=r"not a valid label selector operator"):
         from_object({"matchExpressions": [{"key": "a", "operator": "Near"}]})
 
 
@@ -168,10 +168,10 @@ def test_an_unknown_field_is_a_bad_request_in_kubernetes_words() -> None:
     with pytest.raises(BadRequest, match=r"field label not supported: spec\.x"):
         parse_fields(POD, "spec.x=1")
     with pytest.raises(
-        BadRequest, match='"spec.x" is not a known field selector: only "metadata.name", "metadata.'
+        BadRequest, match=r'"spec.x" is not a known field selector: only "metadata.name", "metadata.'
     ):
         parse_fields(DEPLOYMENT, "spec.x=1")
-    with pytest.raises(BadRequest, match="field label not supported: metadata.namespace"):
+    with pytest.raises(BadRequest, match=r"field label not supported: metadata.namespace"):
         parse_fields(NODE, "metadata.namespace=x")
     for text in ("a", "=b", "a" * (selectors.MAX_TEXT + 1)):
         with pytest.raises(BadRequest):

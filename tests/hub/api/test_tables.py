@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import yaml
 
-from hub.api import schema, tables
-from hub.api.tables import human_duration, table
+from hub.api import schema
+from hub.api.ages import human_duration, unix
+from hub.api.tables import table
 from hub.errors import BadRequest
 
 NOW = 1_700_000_000.0  # 2023-11-14T22:13:20Z
@@ -14,7 +15,7 @@ CREATED = "2023-11-14T22:03:20Z"  # ten minutes before
 
 
 def cells(kind: str, text: str, api_version: str = "") -> dict[str, Any]:
-    obj = yaml.load(text, Loader=yaml.BaseLoader) if text.startswith("raw:") else yaml.safe_load(text)
+    obj = yaml.safe_load(text)
     obj.setdefault("metadata", {}).setdefault("name", "x")
     obj["metadata"]["creationTimestamp"] = CREATED
     r = next(r for r in schema.RESOURCES if r.kind == kind and api_version in ("", r.api_version))
@@ -228,4 +229,4 @@ def test_include_object_decides_what_a_row_carries() -> None:
     assert full["metadata"] == {"resourceVersion": "7"}
     with pytest.raises(BadRequest, match="includeObject"):
         table(pod, [], now=NOW, include="All")
-    assert tables.unix("never") is None
+    assert unix("never") is None
