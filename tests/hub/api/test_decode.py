@@ -201,6 +201,7 @@ def test_any_json_decodes_to_known_fields_or_is_a_bad_request(value: Any) -> Non
         ("1024Mi", "1Gi"),
         ("1.5Gi", "1536Mi"),
         ("0.5Ki", "512"),
+        ("0.9765625Ki", "1k"),
         ("1e3", "1e3"),
         ("100k", "100k"),
         ("-1500m", "-1500m"),
@@ -230,3 +231,7 @@ def test_quantities_round_up() -> None:
     for text in ("", "1 ", "1e", "Gi", "1.1.1", "1e9999", "٣", "1" * 65, "1i"):
         with pytest.raises(ValueError, match=r"quantit|numeric"):
             quantity.parse(text)
+
+
+def test_escaped_text_beyond_the_basic_plane_is_read() -> None:
+    assert parse_json(b'{"a":"\\ud83d\\ude00\\u00fc"}') == {"a": "\U0001f600ü"}
