@@ -59,7 +59,7 @@ def test_nothing_is_durable_before_sync_and_one_sync_serves_many_writes():
     book.sync()
     before = files.syncs
     for number in range(10):
-        book.put("k%d" % number, b"v")
+        book.put(f"k{number}", b"v")
     assert Journal(MemoryFiles(files.durable), "j").keys() == []
     book.sync()
     book.sync()
@@ -83,7 +83,7 @@ def test_a_file_cut_at_any_byte_keeps_every_synced_write_before_the_cut():
 
 
 def test_any_flipped_byte_costs_at_most_the_record_it_is_in():
-    batches = [[("k%d" % n, b"value %d" % n)] for n in range(6)]
+    batches = [[(f"k{n}", b"value %d" % n)] for n in range(6)]
     data, ends = written(*batches)
     for at in range(ends[0], len(data)):
         bad = data[:at] + bytes([data[at] ^ 0x41]) + data[at + 1 :]
@@ -91,7 +91,7 @@ def test_any_flipped_byte_costs_at_most_the_record_it_is_in():
         hit = len([e for e in ends if e <= at]) - 1
         for number in range(6):
             want = None if number == hit else b"value %d" % number
-            assert book.get("k%d" % number) == want
+            assert book.get(f"k{number}") == want
         if hit < 5:
             assert "could not be read" in book.salvaged
             assert files.data["j.damaged"] == bad
