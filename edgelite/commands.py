@@ -127,8 +127,10 @@ def become_agent(data_dir: str, mode: str, level: str) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     if sys.executable and os.path.exists(entry) and not getattr(sys, "frozen", False):
-        os.execv(  # noqa: S606: the interpreter that runs us, with arguments of our own
-            sys.executable, [sys.executable, "-I", "-S", entry, "--resident", data_dir, mode, level])
+        # The interpreter that runs us, with arguments of our own.
+        os.execv(  # noqa: S606
+            sys.executable, [sys.executable, "-I", "-S", entry, "--resident", data_dir, mode, level]
+        )
     from edgelite.cli import resident
 
     return resident(data_dir, mode, level)

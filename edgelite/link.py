@@ -101,9 +101,9 @@ class Link:
                 if self._closing is None:
                     self._closing = action
             elif isinstance(action, Stream):
-                error = (
-                    self._streams.message(action.kind, action.stream, action.body) if self._streams else None
-                )
+                streams, error = self._streams, None
+                if streams is not None:
+                    error = streams.message(action.kind, action.stream, action.body)
                 if error and self.session is not None:
                     self.perform(self.session.goodbye("protocol", error))
             else:
@@ -167,16 +167,20 @@ class Link:
         self._closing = self._broken = None
         started = self._loop.now()
         try:
-            host, port = split_address(address)
-            channel = self._channel = Channel(self._loop, self._owner.context(), self._server_name)
-            yield from channel.connect(host, port, started + CONNECT_S)
+            channel = self._channel = self._open(address)
+            yield from channel.connect(*split_address(address), started + CONNECT_S)
             return (yield from self._drive(channel))
         except ChannelError as error:
             return self._closing or Close(error.code, str(error))
-        except (OSError, ValueError) as error:  # the certificate's files, or a bad address
-            return Close("failed", "cannot connect to %s: %s" % (address, error))
         finally:
             self._end()
+
+    def _open(self, address: str) -> Channel:
+        try:
+            split_address(address)
+            return Channel(self._loop, self._owner.context(), self._server_name)
+        except (OSError, ValueError) as error:  # the certificate's files, or a bad address
+            raise ChannelError("failed", "cannot connect to %s: %s" % (address, error)) from error
 
     def _end(self) -> None:
         session = self.session
