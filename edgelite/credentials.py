@@ -47,9 +47,14 @@ class EnrollError(Exception):
         self.retryable = retryable
 
 
-def hub_name(trust_domain: str) -> str:
-    """The DNS name that a hub's certificate must carry: what to pass as `server_hostname`."""
+def hub_dns_name(trust_domain: str) -> str:
+    """The DNS name that every hub certificate of a trust domain carries."""
     return "hub." + trust_domain
+
+
+def hub_name(data_dir: str) -> str:
+    """The DNS name that this node's hub must prove: what to pass as `server_hostname`. Raises EnrollError."""
+    return str(load_facts(data_dir)["hub"])
 
 
 def load_facts(data_dir: str) -> "dict[str, Any]":
@@ -71,7 +76,7 @@ def load_facts(data_dir: str) -> "dict[str, Any]":
 
 def client_context(data_dir: str) -> ssl.SSLContext:
     """The agent's TLS context: its certificate, the bundle's roots, and the hub's name and usage checked. Connect with
-    `server_hostname=facts["hub"]`. Make a new one after `install_renewed`. Raises EnrollError."""
+    `server_hostname=hub_name(data_dir)`. Make a new one after `install_renewed`. Raises EnrollError."""
     if not os.path.exists(os.path.join(data_dir, IDENTITY)):
         raise EnrollError("NotJoined", "%s has not joined a hub: run `edgelite join` first" % data_dir)
     context = verifying_context([read_file(data_dir, BUNDLE)])
@@ -143,13 +148,14 @@ def install_bundle(data_dir: str, roots: "list[str]") -> None:
 
 
 def verifying_context(roots: "list[str]") -> ssl.SSLContext:
+    """A context that trusts `roots` (PEM) and demands a certificate for servers with the name that is asked for."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # CERT_REQUIRED, check_hostname, purpose serverAuth
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS_TLS12)
     context.hostname_checks_common_name = False
     try:
         context.load_verify_locations(cadata="\n".join(roots))
-    except ssl.SSLError as e:
+    except (ssl.SSLError, ValueError) as e:
         raise EnrollError(
             "Damaged", "the trusted roots cannot be read: %s; restore %s or join anew" % (e, BUNDLE)
         )

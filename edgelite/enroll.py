@@ -28,6 +28,7 @@ from edgelite.credentials import (
     EnrollError,
     begin_renewal,
     client_context,
+    hub_dns_name,
     hub_name,
     install_bundle,
     install_renewed,
@@ -108,7 +109,7 @@ def join(
         "info": {"os": sys.platform, "arch": _arch()},
     }
     channel = _connect(
-        address, credentials.verifying_context([root]), hub_name(ticket.trust_domain), deadline
+        address, credentials.verifying_context([root]), hub_dns_name(ticket.trust_domain), deadline
     )
     try:
         answer = _ask(channel, address, wire.JOIN, body, wire.JOINED, deadline)
@@ -121,9 +122,9 @@ def parse_address(text: str) -> "tuple[str, int]":
     """("host", port) of "host:port", "[v6]:port" or "host" (port 8444). Raises EnrollError."""
     host, port = text, str(PORT_DEFAULT)
     if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        if rest:
-            port = rest[1:] if rest[0] == ":" else ""
+        host, bracket, rest = text[1:].partition("]")
+        if rest or not bracket:
+            port = rest[1:] if rest.startswith(":") else ""
     elif text.count(":") == 1:
         host, port = text.split(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
@@ -162,7 +163,7 @@ def _fetch_root(address: "tuple[str, int]", ticket: jointoken.JoinToken, deadlin
     context.verify_mode = ssl.CERT_NONE
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS_TLS12)
-    channel = _connect(address, context, hub_name(ticket.trust_domain), deadline)
+    channel = _connect(address, context, hub_dns_name(ticket.trust_domain), deadline)
     try:
         answer = _ask(channel, address, wire.BUNDLE, {}, wire.BUNDLE, deadline)
     finally:
@@ -188,7 +189,7 @@ def _install_joined(
     cert, node = answer.get("cert"), answer.get("node")
     if not isinstance(cert, str) or not isinstance(node, str) or not jointoken.is_dns_name(node):
         raise EnrollError("Protocol", "the hub's answer lacks the certificate or the node's name")
-    expected = {"trust_domain": ticket.trust_domain, "hub": hub_name(ticket.trust_domain)}
+    expected = {"trust_domain": ticket.trust_domain, "hub": hub_dns_name(ticket.trust_domain)}
     for field in expected:
         if answer.get(field) != expected[field]:
             raise EnrollError(
@@ -229,6 +230,8 @@ def _connect(
         if raw is not None:
             raw.close()
         raise _connection_error(address, e)
+    except ValueError as e:  # a name that cannot be encoded for DNS, a NUL in it
+        raise EnrollError("AddressInvalid", "%r is no host name: %s" % (address[0], e))
 
 
 def _connection_error(address: "tuple[str, int]", e: OSError) -> EnrollError:

@@ -94,6 +94,8 @@ def private_from_pem(text: str) -> int:
     private = int.from_bytes(data[parts[1][1] : parts[1][2]], "big")
     if not 0 < private < N:
         raise KeyError256("the private key is out of range")
+    if private_pem(private) != der.pem("EC PRIVATE KEY", data):
+        raise KeyError256("the private key is damaged: its public key is another one")
     return private
 
 

@@ -33,6 +33,9 @@ SUFFIXES = (
 )
 
 
+BASE64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+
+
 class MissingReference(Exception):
     """A ConfigMap, a Secret or one of their keys is not here (yet). `volume` names the volume that wants it."""
 
@@ -109,10 +112,10 @@ class Library:
             raise MissingReference('%s "%s" not found' % (kind.lower(), name))
         doc = json.loads(body)
         if kind == "Secret":
-            return {k: a2b_base64(v) for k, v in (doc.get("data") or {}).items()}
+            return {k: decode64(v) for k, v in (doc.get("data") or {}).items()}
         data = {k: v.encode() for k, v in (doc.get("data") or {}).items()}
         for key, value in (doc.get("binaryData") or {}).items():
-            data[key] = a2b_base64(value)
+            data[key] = decode64(value)
         return data
 
     def value(self, kind: str, namespace: str, ref: "dict[str, Any]") -> "str | None":
@@ -127,6 +130,17 @@ class Library:
                 return None
             raise MissingReference("couldn't find key %s in %s %s/%s" % (key, kind, namespace, name))
         return _text(data[key], "key %s of %s %s/%s" % (key, kind, namespace, name))
+
+
+def decode64(text: str) -> bytes:
+    """Base64, strictly: binascii would skip what is not of the alphabet. Raises ValueError, without the text."""
+    if (
+        len(text) % 4
+        or not all(c in BASE64 for c in text.rstrip("="))
+        or len(text) - len(text.rstrip("=")) > 2
+    ):
+        raise ValueError("not base64")
+    return a2b_base64(text.encode())
 
 
 def check_library_document(key: str, body: bytes) -> "str | None":
@@ -148,7 +162,7 @@ def check_library_document(key: str, body: bytes) -> "str | None":
         if field == "binaryData" or prefix == "secret":
             for entry in table:
                 try:
-                    a2b_base64(table[entry])
+                    decode64(table[entry])
                 except ValueError:
                     return "%s %s is not base64" % (field, entry)
     return None
@@ -174,7 +188,7 @@ def pull_secrets(pod: "dict[str, Any]", library: Library) -> "tuple[dict[str, di
 
 def _login(entry: "dict[str, str]") -> "dict[str, str]":
     if entry.get("auth"):
-        user, _, password = a2b_base64(entry["auth"]).decode().partition(":")
+        user, _, password = decode64(entry["auth"]).decode().partition(":")
         return {"username": user, "password": password}
     return {"username": entry["username"], "password": entry["password"]}
 
@@ -350,7 +364,7 @@ def quantity(text: "str | int | float") -> int:
             text = text[:mark]
             scale = int(NANO * 10**power) if power >= 0 else int(NANO // 10**-power)
     negative = text.startswith("-")
-    whole, _, part = text.lstrip("+-").partition(".")
+    whole, _, part = (text[1:] if text[:1] in ("+", "-") else text).partition(".")
     if not (whole or part) or not _digits(whole) or not _digits(part):
         raise ValueError("%s is not a quantity" % text)
     value = int(whole or "0") * scale + int(part or "0") * scale // int(10 ** len(part))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from edgelite.containers import Container
     from edgelite.reconcile import Pod
+    from edgelite.runtimes.base import Status
 
 TIME_MAX = 253402300799  # the last second of the year 9999
 
@@ -172,3 +173,42 @@ def _state(pod: "Pod", c: "Container") -> "dict[str, Any]":
     if c.message:
         waiting["message"] = c.message
     return {"waiting": waiting}
+
+
+def terminated(status: "Status") -> "dict[str, Any]":
+    """ContainerStateTerminated of what the runtime found."""
+    ended: "dict[str, Any]" = {
+        "exitCode": status.exit_code,
+        "reason": status.reason or ("Completed" if status.exit_code == 0 else "Error"),
+        "startedAt": rfc3339(status.started_at),
+        "finishedAt": rfc3339(status.finished_at),
+    }
+    if status.message:
+        ended["message"] = status.message[:4096]
+    if status.handle:
+        ended["containerID"] = status.handle
+    return ended
+
+
+def lost(c: "Container", wall: float) -> "dict[str, Any]":
+    ended: "dict[str, Any]" = {
+        "exitCode": 137,
+        "reason": "ContainerStatusUnknown",
+        "message": "The container could not be located when the agent was started",
+        "startedAt": rfc3339(c.started_wall),
+        "finishedAt": rfc3339(wall),
+    }
+    if c.handle:
+        ended["containerID"] = c.handle
+    return ended
+
+
+def start_error(message: str, wall: float) -> "dict[str, Any]":
+    at = rfc3339(wall)
+    return {
+        "exitCode": 128,
+        "reason": "StartError",
+        "message": message[:4096],
+        "startedAt": at,
+        "finishedAt": at,
+    }

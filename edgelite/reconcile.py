@@ -8,9 +8,7 @@ Invariants: at most one attempt of a container is ever live; an attempt's number
 after `Remove` was carried out nothing of the pod is left, and only then `Gone` is said, once.
 """
 
-import json
-
-from edgelite import podstatus
+from edgelite import podrecovery, podstatus
 from edgelite.containers import (
     APP,
     EXITED,
@@ -65,7 +63,7 @@ class Pod:
         self.removed = False
         self.gone = False
         self.containers: "list[Container]" = []
-        self._told_gone = False
+        self.told_gone = False
         self._limit_at = 0.0
         self._saved = b""
         self._out: "list[Any]" = []
@@ -157,7 +155,7 @@ class Pod:
     def forget_report(self) -> None:
         """The hub may know nothing of what it was told: say all of it again."""
         self.sent = ""
-        self.gone = self._told_gone = False
+        self.gone = self.told_gone = False
         self._touched = True
 
     def _document_grace(self) -> float:
@@ -187,60 +185,15 @@ class Pod:
     ) -> None:
         """Once, first: what was written down before, and what the runtime found. The runtime is right where they differ."""
         if record is not None:
-            self._restore(record, now, wall)
+            podrecovery.restore(self, record, now, wall)
+            if self.phase and not self.ending:
+                self._end(FINISHED, self._document_grace(), now)
         found = {s.container: s for s in statuses}
         for c in self.containers:
-            self._match(c, found.get(c.name), now, wall)
+            podrecovery.match(c, found.get(c.name), now, wall)
         if record is not None and record["boot"] != self.node.boot_id:
-            self._rebooted()
+            podrecovery.rebooted(self)
         self._touched = True
-
-    def _restore(self, record: "dict[str, Any]", now: float, wall: float) -> None:
-        self.start_wall = record["start"]
-        self.phase, self.reason, self.message = record["phase"]
-        self.initialized = record["init"]
-        self.sandboxed = record["box"]
-        self.conditions = record["conds"]
-        self.sent = record["sent"]
-        self.gone = record["gone"]
-        self.removed = self._told_gone = self.gone
-        if self.phase and not self.ending:
-            self._end(FINISHED, self._document_grace(), now)
-        for c in self.containers:
-            if c.name in record["c"]:
-                c.restore(record["c"][c.name], now, wall)
-
-    def _match(self, c: Container, status: "Status | None", now: float, wall: float) -> None:
-        if status is None or (status.phase == "exited" and status.attempt < c.attempt):
-            if c.state in (RUNNING, STOPPING):
-                c.end(_lost(c, wall), 0.0)
-            elif c.state == STARTING:  # it was only intended: nothing of it runs
-                c.state, c.retry_at = WAITING, now
-        elif status.phase == "running":
-            if status.attempt != c.attempt:
-                c.attempt, c.image = status.attempt, None
-                c.started = c.ready = False
-            c.adopt(status, now, wall)
-        elif c.state != EXITED or status.attempt > c.attempt:
-            if c.state == WAITING and not c.assigned and status.attempt == c.attempt:
-                return  # its end is known already, and its restart is waited for
-            c.attempt = status.attempt
-            c.end(_terminated(status), status.finished_at - status.started_at)
-
-    def _rebooted(self) -> None:
-        """The sandbox is lost: init containers run again, unless nothing of the pod is to run any more."""
-        attempted = any(c.attempt >= 0 for c in self.containers)
-        if self.policy == "Never" and attempted:
-            return
-        if all(c.succeeded and not self._restarts(c) for c in self.of(APP)):
-            return
-        self.initialized = self.sandboxed = False
-        for c in self.containers:
-            c.backoff_s = 0.0
-            c.retry_at = 0.0
-            if c.kind == INIT and c.state == EXITED:
-                c.last, c.ended = c.ended, None
-                c.state = WAITING
 
     def prepared(self) -> None:
         """Its volumes are in place."""
@@ -288,7 +241,7 @@ class Pod:
             return
         if reason in ("RunContainerError", "StartError"):
             self._event("Warning", "Failed", "Error: " + message, c.field, now, wall)
-            c.end(_start_error(message, wall), 0.0)
+            c.end(podstatus.start_error(message, wall), 0.0)
             self._touched = True
             return
         if reason in ("ErrImagePull", "ImagePullBackOff"):
@@ -308,7 +261,7 @@ class Pod:
         c = self.container(status.container)
         if c is None or c.attempt != status.attempt or not c.live:
             return
-        c.end(_terminated(status), status.finished_at - status.started_at)
+        c.end(podstatus.terminated(status), status.finished_at - status.started_at)
         self._touched = True
 
     def stop_failed(self, name: str, attempt: int, message: str, now: float, wall: float) -> None:
@@ -400,7 +353,7 @@ class Pod:
         acts, self._out = self._out, []
         says = self._say(now, wall)
         if acts or says or self._touched:
-            record = self.record()
+            record = podrecovery.record(self)
             if record != self._saved:
                 self._saved = record
                 says.append(Save(record))
@@ -464,10 +417,11 @@ class Pod:
                 self._finish("Failed", "", "", now)
                 return
         apps = self.of(APP)
-        if all(c.state == EXITED and not self._restarts(c) for c in apps):
+        if all(c.state == EXITED and not self.restarts(c) for c in apps):
             self._finish("Succeeded" if all(c.succeeded for c in apps) else "Failed", "", "", now)
 
-    def _restarts(self, c: Container) -> bool:
+    def restarts(self, c: Container) -> bool:
+        """Whether a container that has ended is to run again."""
         if c.replace or c.kind == SIDECAR:
             return True
         if c.kind == INIT:
@@ -480,7 +434,7 @@ class Pod:
             c.replace = True
             why = "Container %s definition changed, will be restarted" % c.name
             self._stop(c, self._document_grace(), True, why, now, wall)
-        if c.state == EXITED and self._restarts(c):
+        if c.state == EXITED and self.restarts(c):
             wait_s = c.await_restart(now, wall)
             if wait_s > 0:
                 c.reason = "CrashLoopBackOff"
@@ -554,8 +508,8 @@ class Pod:
             self.events.take(now)
             return []
         says: "list[Any]" = [Event(body) for body in self.events.take(now)]
-        was_gone = self._told_gone
-        self._told_gone = self.gone
+        was_gone = self.told_gone
+        self.told_gone = self.gone
         if self.gone:
             return says + ([] if was_gone else [Gone()])
         if self._touched:
@@ -565,58 +519,3 @@ class Pod:
                 self.sent = mark
                 says.append(Report(status))
         return says
-
-    def record(self) -> bytes:
-        """What has to survive kill -9, as JSON."""
-        return json.dumps(
-            {
-                "boot": self.node.boot_id,
-                "start": self.start_wall,
-                "phase": [self.phase, self.reason, self.message],
-                "init": self.initialized,
-                "box": self.sandboxed,
-                "conds": self.conditions,
-                "sent": self.sent,
-                "gone": self.gone,
-                "c": {c.name: c.record() for c in self.containers},
-            }
-        ).encode()
-
-
-def _terminated(status: "Status") -> "dict[str, Any]":
-    """ContainerStateTerminated of what the runtime found."""
-    ended: "dict[str, Any]" = {
-        "exitCode": status.exit_code,
-        "reason": status.reason or ("Completed" if status.exit_code == 0 else "Error"),
-        "startedAt": podstatus.rfc3339(status.started_at),
-        "finishedAt": podstatus.rfc3339(status.finished_at),
-    }
-    if status.message:
-        ended["message"] = status.message[:4096]
-    if status.handle:
-        ended["containerID"] = status.handle
-    return ended
-
-
-def _lost(c: Container, wall: float) -> "dict[str, Any]":
-    ended: "dict[str, Any]" = {
-        "exitCode": 137,
-        "reason": "ContainerStatusUnknown",
-        "message": "The container could not be located when the agent was started",
-        "startedAt": podstatus.rfc3339(c.started_wall),
-        "finishedAt": podstatus.rfc3339(wall),
-    }
-    if c.handle:
-        ended["containerID"] = c.handle
-    return ended
-
-
-def _start_error(message: str, wall: float) -> "dict[str, Any]":
-    at = podstatus.rfc3339(wall)
-    return {
-        "exitCode": 128,
-        "reason": "StartError",
-        "message": message[:4096],
-        "startedAt": at,
-        "finishedAt": at,
-    }

@@ -215,6 +215,8 @@ class Volumes:
                 done += 1
                 if done % REMOVALS_PER_TURN == 0:
                     yield Wait(-1, 0, 0.0)
+        if self._memory is not None and os.path.isdir(self._memory) and not os.listdir(self._memory):
+            os.rmdir(self._memory)
 
     def _everything(self, uid: str) -> "list[str]":
         paths = [os.path.join(self._pods, uid)]

@@ -12,9 +12,10 @@ document is gone, so that its hooks and grace are honoured after kill -9 as well
 import json
 import os
 
-from edgelite import podreview, proberunner
-from edgelite.containers import STOPPING, WAITING
+from edgelite import podreview
+from edgelite.containers import WAITING
 from edgelite.loop import POLLIN, Cancelled, Wait
+from edgelite.operations import Operations
 from edgelite.payload import references
 from edgelite.podactions import Check, Event, Gone, Hook, Remove, Report, Save, Start, Stop
 from edgelite.podenv import (
@@ -23,11 +24,10 @@ from edgelite.podenv import (
     MissingReference,
     NodeFacts,
     check_library_document,
-    environment,
-    pull_secrets,
 )
-from edgelite.reconcile import GRACE_MIN_S, RETRY_S, UNDESIRED, Pod
-from edgelite.runtimes.base import Launch, RuntimeFailure
+from edgelite.podtasks import PodTasks
+from edgelite.reconcile import RETRY_S, UNDESIRED, Pod
+from edgelite.runtimes.base import RuntimeFailure
 from edgelite.volumes import VolumeError, Volumes, find_tmpfs
 
 TYPE_CHECKING = False
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from typing import Any, Protocol
 
-    from edgelite.loop import Loop, Task
+    from edgelite.loop import Loop
+    from edgelite.operations import Operation
     from edgelite.runtimes.base import LogSink, Runtime, State, Status
 
     class Clock(Protocol):
@@ -49,7 +50,6 @@ DOCUMENT_BYTES_MAX = 1520435  # 1.45 MiB
 CHANGES_WAIT_S = 5.0
 REFRESH_RETRY_S = 60.0
 STORE_RETRY_S = 5.0
-HOOK_TIMEOUT_S = 300.0
 # How many operations of a kind run at once: far below what the loop and the host can carry.
 LIMITS = {"start": 8, "stop": 1024, "remove": 8, "probe": 64, "hook": 128}
 
@@ -66,21 +66,7 @@ class _Entry:
         self.due: "float | None" = None
         self.refresh_at: "float | None" = None  # when its volumes are to be brought up to date
         self.backlog: "list[Any]" = []  # actions that wait for the store
-        self.stops: "dict[str, _Operation]" = {}
-
-
-class _Operation:
-    """Something under way, or waiting in line."""
-
-    __slots__ = ("cancelled", "done", "gen", "kind", "name", "task")
-
-    def __init__(self, kind: str, name: str, gen: "Steps") -> None:
-        self.kind = kind
-        self.name = name
-        self.gen = gen
-        self.task: "Task | None" = None
-        self.cancelled = False
-        self.done = False
+        self.stops: "dict[str, Operation]" = {}
 
 
 class Workloads:
@@ -112,8 +98,10 @@ class Workloads:
         self._entries: "dict[str, _Entry]" = {}  # by UID
         self._wanted: "dict[str, dict[str, Any]]" = {}  # documents of pods that have no machine (yet), by key
         self._dirty: "set[str]" = set()
-        self._running: "dict[str, int]" = {kind: 0 for kind in LIMITS}
-        self._lines: "dict[str, list[_Operation]]" = {kind: [] for kind in LIMITS}
+        self._operations = Operations(loop, LIMITS)
+        self._tasks = PodTasks(
+            loop, runtime, node, self._library, self._volumes, clock, self._touch, self._note_trouble
+        )
         self._recovered = False
         self._draining = False
         self._wake_r, self._wake_w = os.pipe()
@@ -351,187 +339,23 @@ class Workloads:
                 self._store.put("doc/" + pod.uid, json.dumps(pod.doc).encode())
             self._store.put("pod/" + pod.uid, act.record)
         elif isinstance(act, Start):
-            self._cancel(entry.stops.pop(act.name, None))
-            self._run("start", act.name, self._start(entry, act.name, act.attempt))
+            self._operations.cancel(entry.stops.pop(act.name, None))
+            self._operations.run("start", act.name, self._tasks.start(pod, act.name, act.attempt))
         elif isinstance(act, Stop):
-            self._cancel(entry.stops.pop(act.name, None))
-            entry.stops[act.name] = self._run("stop", act.name, self._stop(entry, act))
+            self._operations.cancel(entry.stops.pop(act.name, None))
+            entry.stops[act.name] = self._operations.run("stop", act.name, self._tasks.stop(pod, act))
         elif isinstance(act, Hook):
-            self._run("hook", act.name, self._post_start(entry, act))
+            self._operations.run("hook", act.name, self._tasks.post_start(pod, act))
         elif isinstance(act, Check):
-            self._run("probe", act.name, self._check(entry, act))
+            self._operations.run("probe", act.name, self._tasks.check(pod, act))
         elif isinstance(act, Remove):
-            self._run("remove", pod.uid, self._remove(entry))
+            self._operations.run("remove", pod.uid, self._tasks.remove(pod))
 
-    # -- operations
-
-    def _run(self, kind: str, name: str, gen: "Steps") -> _Operation:
-        operation = _Operation(kind, "%s %s" % (kind, name), gen)
-        self._lines[kind].append(operation)
-        self._advance(kind)
-        return operation
-
-    def _advance(self, kind: str) -> None:
-        while self._lines[kind] and self._running[kind] < LIMITS[kind]:
-            operation = self._lines[kind].pop(0)
-            if not operation.cancelled:
-                self._running[kind] += 1
-                operation.task = self._loop.spawn(self._attend(operation), operation.name)
-
-    def _attend(self, operation: _Operation) -> "Steps":
-        try:
-            yield from operation.gen
-        finally:
-            self._over(operation)
-
-    def _over(self, operation: _Operation) -> None:
-        if not operation.done:
-            operation.done = True
-            self._running[operation.kind] -= 1
-            self._advance(operation.kind)
-
-    def _cancel(self, operation: "_Operation | None") -> None:
-        if operation is None or operation.done:
-            return
-        operation.cancelled = True
-        if operation.task is not None:
-            self._loop.cancel(operation.task)
-            self._over(operation)  # a task that had not begun has no `finally` to run
+    def _note_trouble(self, text: str) -> None:
+        self.trouble = text
 
     def _times(self) -> "tuple[float, float]":
         return self._clock.now(), self._clock.wall()
-
-    def _start(self, entry: _Entry, name: str, attempt: int) -> "Steps":
-        pod = entry.pod
-        try:
-            launch = self._prepare(entry, name, attempt)
-        except (MissingReference, BadReference) as error:
-            if isinstance(error, MissingReference) and error.volume:
-                text = 'MountVolume.SetUp failed for volume "%s" : %s' % (error.volume, error.message)
-                pod.warn("FailedMount", text, *self._times())
-            pod.start_blocked(name, attempt, error.message, *self._times())
-        except (VolumeError, OSError) as error:
-            pod.start_failed(name, attempt, "CreateContainerError", str(error), *self._times())
-        else:
-            yield from self._launch(pod, launch)
-        self._touch(pod.uid)
-
-    def _prepare(self, entry: _Entry, name: str, attempt: int) -> Launch:
-        """Everything that a start needs. Raises MissingReference, BadReference, VolumeError or OSError."""
-        pod = entry.pod
-        container = pod.container(name)
-        assert container is not None
-        doc, spec = pod.doc, container.spec
-        pod_dir = self._volumes.pod_dir(pod.uid)
-        self._volumes.prepare(doc, self._clock.wall())
-        pod.prepared()
-        env = environment(doc, spec, self._library, self._node)
-        if env.skipped:
-            text = "Keys %s cannot be names of environment variables, and were skipped" % ", ".join(
-                env.skipped
-            )
-            pod.warn("InvalidEnvironmentVariableNames", text, *self._times())
-        mounts = self._volumes.mounts(doc, spec, env)
-        logins, unusable = pull_secrets(doc, self._library)
-        if unusable:
-            text = "Unable to use image pull secrets (%s): the image may not be pulled" % ", ".join(unusable)
-            pod.warn("FailedToRetrieveImagePullSecret", text, *self._times())
-        command, args = env.expand(spec.get("command") or []), env.expand(spec.get("args") or [])
-        return Launch(doc, spec, attempt, command, args, env.pairs(), mounts, pod_dir, logins)
-
-    def _launch(self, pod: Pod, launch: Launch) -> "Steps":
-        name = launch.container["name"]
-        try:
-            status = yield from self._runtime.start(launch)
-        except RuntimeFailure as error:
-            pod.start_failed(name, launch.attempt, error.reason, error.message, *self._times())
-            return
-        except Cancelled:
-            raise
-        except Exception as error:
-            # It is not known how far it came (the journal may have failed behind a fork): nothing may be left running.
-            yield from self._make_sure_it_ended(pod, name)
-            text = "%s: %s" % (type(error).__name__, error)
-            pod.start_failed(name, launch.attempt, "CreateContainerError", text, *self._times())
-            return
-        pod.running(status, *self._times())
-
-    def _make_sure_it_ended(self, pod: Pod, name: str) -> "Steps":
-        while True:
-            try:
-                yield from self._runtime.stop(pod.uid, name, GRACE_MIN_S)
-                return
-            except RuntimeFailure:
-                return  # the runtime knows of no such container
-            except Cancelled:
-                raise
-            except Exception as error:
-                self.trouble = "container %s of %s: %s" % (name, pod.title, error)
-                yield Wait(-1, 0, self._loop.now() + RETRY_S)
-
-    def _stop(self, entry: _Entry, act: Stop) -> "Steps":
-        pod, began = entry.pod, self._loop.now()
-        container = pod.container(act.name)
-        assert container is not None
-        if act.hook:
-            ok, text = yield from self._handle(entry, container.spec, "preStop", act.grace_s)
-            if not ok:
-                pod.hook_failed(act.name, text, *self._times())
-        if container.state != STOPPING or container.attempt != act.attempt:
-            return  # it ended meanwhile; there may be another attempt already, which is not to be stopped
-        left = max(GRACE_MIN_S, act.grace_s - (self._loop.now() - began))
-        try:
-            status = yield from self._runtime.stop(pod.uid, act.name, left)
-        except Cancelled:
-            raise
-        except Exception as error:
-            pod.stop_failed(act.name, act.attempt, str(error), *self._times())
-        else:
-            pod.exited(status, *self._times())
-            if container.state == STOPPING and container.attempt == act.attempt:
-                text = "the runtime speaks of attempt %d instead of %d" % (status.attempt, act.attempt)
-                pod.stop_failed(act.name, act.attempt, text, *self._times())
-        self._touch(pod.uid)
-
-    def _handle(
-        self, entry: _Entry, spec: "dict[str, Any]", field: str, timeout_s: float
-    ) -> "Generator[Wait, bool, tuple[bool, str]]":
-        """Runs a lifecycle hook."""
-        handler = (spec.get("lifecycle") or {}).get(field) or {}
-        return (yield from self._ask(entry, spec, handler, timeout_s))
-
-    def _ask(
-        self, entry: _Entry, spec: "dict[str, Any]", handler: "dict[str, Any]", timeout_s: float
-    ) -> "Generator[Wait, bool, tuple[bool, str]]":
-        ips = self._node.ips()
-        pod_ip = ips[0] if ips else "127.0.0.1"
-        return (yield from proberunner.run(self._runtime, entry.pod.uid, spec, handler, pod_ip, timeout_s))
-
-    def _post_start(self, entry: _Entry, act: Hook) -> "Steps":
-        container = entry.pod.container(act.name)
-        assert container is not None
-        ok, text = yield from self._handle(entry, container.spec, "postStart", HOOK_TIMEOUT_S)
-        entry.pod.hook_done(act.name, act.attempt, "" if ok else text, *self._times())
-        self._touch(entry.pod.uid)
-
-    def _check(self, entry: _Entry, act: Check) -> "Steps":
-        container = entry.pod.container(act.name)
-        assert container is not None
-        ok, text = yield from self._ask(entry, container.spec, act.spec, act.timeout_s)
-        entry.pod.checked(act.name, act.attempt, act.kind, ok, text, *self._times())
-        self._touch(entry.pod.uid)
-
-    def _remove(self, entry: _Entry) -> "Steps":
-        try:
-            yield from self._runtime.remove(entry.pod.uid)
-            yield from self._volumes.remove(entry.pod.uid)
-        except Cancelled:
-            raise
-        except Exception as error:
-            entry.pod.remove_failed(str(error), *self._times())
-        else:
-            entry.pod.remove_done()
-        self._touch(entry.pod.uid)
 
     def _refresh(self, entry: _Entry) -> None:
         """Brings the files of its volumes up to date; when that fails the old ones stay, and it is tried again."""

@@ -1,7 +1,8 @@
-"""The pod state machine, driven by hand: no pytest features, so that the same file runs in a MicroPython VM."""
+"""The pod state machine, driven by hand: runs on CPython and in the MicroPython VM."""
 
 import json
 
+from edgelite import podrecovery
 from edgelite.containers import EXITED, RUNNING, STARTING, WAITING
 from edgelite.podactions import Check, Event, Gone, Hook, Remove, Report, Save, Start, Stop
 from edgelite.podenv import NodeFacts
@@ -43,7 +44,7 @@ def document(containers=None, inits=None, delete=None, **spec):
 class Bench:
     """A pod, a clock, and everything the machine has asked for."""
 
-    def __init__(self, doc, record=None, statuses=None, now=100.0, node=NODE, wall=None):
+    def __init__(self, doc, record=None, statuses=None, now=100.0, node=NODE, wall=None, refusal=None):
         self.now = now
         self.skew = (WALL if wall is None else wall) - now
         self.actions = []
@@ -51,6 +52,8 @@ class Bench:
         self.events = []
         self.pod = Pod(doc, node, now, self.wall)
         self.pod.recovered(json.loads(record) if record else None, statuses or [], now, self.wall)
+        if refusal:
+            self.pod.refuse("Unsupported", refusal, self.now, self.wall)
         self.step()
 
     @property
@@ -82,7 +85,7 @@ class Bench:
         return self.step()
 
     def saved(self):
-        return self.pod.record()
+        return podrecovery.record(self.pod)
 
     def starts(self):
         return [(a.name, a.attempt) for a in self.actions if isinstance(a, Start)]
@@ -546,16 +549,10 @@ def test_active_deadline_fails_the_pod():
 
 
 def test_a_refused_pod_fails_with_its_reason_and_can_be_deleted():
-    b = Bench(document())
-    b = Bench.__new__(Bench)
-    b.now, b.skew, b.reports, b.events = 1.0, WALL, [], []
-    b.pod = Pod(document(), NODE, 1.0, WALL)
-    b.pod.recovered(None, [], 1.0, WALL)
-    b.pod.refuse("Unsupported", "spec.hostPID: not here", 1.0, WALL)
-    b.step()
+    b = Bench(document(), refusal="spec.hostPID: not here")
     assert b.starts() == [] and b.events == ["Unsupported"]
     assert b.reports[-1]["phase"] == "Failed" and b.reports[-1]["reason"] == "Unsupported"
-    b.pod.update(document(delete=1), 2.0)
+    b.pod.update(document(delete=1), b.now)
     assert "Remove" in kinds(b.step())
 
 
@@ -603,6 +600,18 @@ def test_repeated_events_are_folded_and_counted():
     assert len(bodies) <= 7
     assert 24 <= sum(e["count"] for e in bodies) <= 30
     assert bodies[0]["count"] == 1 and bodies[0]["field"] == "spec.containers{app}"
+
+
+def test_a_repeated_exit_during_the_back_off_counts_once():
+    b = Bench(document())
+    for attempt in range(2):
+        b.runs(attempt=attempt)
+        b.ends(attempt=attempt, code=1)
+    assert b.state() == WAITING
+    b.pod.exited(ended("app", 1, 1, b.wall - 1, b.wall), b.now, b.wall)
+    assert b.step() == [] and b.state() == WAITING
+    b.step(10)
+    assert b.starts() == [("app", 2)]
 
 
 def test_the_record_and_save_come_before_every_start():

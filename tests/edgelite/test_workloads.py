@@ -64,6 +64,7 @@ class FakeRuntime(Runtime):
         self.removed = []
         self.execs = []
         self.failures = []  # raised by the next starts
+        self.failures_behind_the_fork = []
         self.refusals = []
         self.warnings = []
         self.exec_result = (0, b"")
@@ -88,6 +89,8 @@ class FakeRuntime(Runtime):
         self.launches.append(launch)
         status = Status(*key, launch.attempt, "running", time.time(), f"fake://{key[1]}/{launch.attempt}")
         self.live[key] = status
+        if self.failures_behind_the_fork:
+            raise self.failures_behind_the_fork.pop(0)
         return status
 
     def end(self, uid, container, code=0):
@@ -426,6 +429,38 @@ def test_an_unknown_failure_of_a_start_leaves_nothing_running(node):
     node.ahead(11)
     node.until(lambda: node.phase() == "Running")
     assert [launch.attempt for launch in node.runtime.launches] == [0]
+
+
+def test_a_start_that_failed_behind_its_fork_is_not_doubled(node):
+    node.runtime.failures_behind_the_fork = [OSError(28, "No space left on device")]
+    node.set(KEY, pod())
+    node.until(lambda: "Failed" in node.reasons())
+    assert node.runtime.live == {} and node.runtime.stopped == [("u1", "app", 2)]
+
+
+def test_a_stop_that_was_overtaken_does_not_reach_the_next_attempt(node):
+    node.set(KEY, pod())
+    node.until(lambda: node.phase() == "Running")
+    node.runtime.hold_stop = True
+    node.set(KEY, pod(container(image="img:2")))
+    node.until(lambda: node.runtime.stopped)
+    node.runtime.end("u1", "app", 0)
+    node.until(lambda: len(node.runtime.launches) == 2)
+    node.runtime.hold_stop = False
+    node.settle()
+    assert node.runtime.live[("u1", "app")].attempt == 1
+
+
+def test_a_hook_that_outlives_its_container_stops_nobody_else(node):
+    held = container(lifecycle={"preStop": {"sleep": {"seconds": 600}}})
+    node.set(KEY, pod(held))
+    node.until(lambda: node.phase() == "Running")
+    node.set(KEY, pod({**held, "image": "img:2"}))
+    node.until(lambda: "Killing" in node.reasons())
+    node.runtime.end("u1", "app", 0)
+    node.until(lambda: len(node.runtime.launches) == 2)
+    node.settle()
+    assert node.runtime.stopped == [] and ("u1", "app") in node.runtime.live
 
 
 def test_a_refused_pod_fails_with_a_reason(node):
