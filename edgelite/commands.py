@@ -63,7 +63,9 @@ def _enrol(values: "dict[str, Any]", data_dir: str, config: Config) -> int:
         from edgelite import enroll
 
         try:
-            facts = enroll.join(values["hub"], values["token"], values["name"], config.labels, data_dir)
+            facts = enroll.join(
+                values["hub"], values["token"], data_dir=data_dir, name=values["name"], labels=config.labels
+            )
         except enroll.EnrollError as error:
             return _fail("cannot join %s: %s" % (values["hub"], error), FAILED)
         save_config(data_dir, config)

@@ -54,14 +54,21 @@ class Parts:
 
     def runtime(self, name: str, loop: "Loop", state: "State") -> "Runtime":
         """Raises ConfigError when this edgelite has no such runtime."""
-        if name not in ("process", "container"):
-            raise ConfigError("there is no runtime called %r" % name)
+        boot_id = self.host.boot_id()
+        if name == "process":
+            process = _load("edgelite.runtimes.process")
+            user = self.config.default_user
+            settings = process.Config(self.config.allow_privileged, user, user)
+            made: "Runtime" = process.ProcessRuntime(state, self.data_dir, boot_id, settings)
+            return made
         try:
-            module = _load("edgelite.runtimes." + name)
+            container = _load("edgelite.runtimes.container")
         except ImportError as error:
-            raise ConfigError("this edgelite has no %s runtime: %s" % (name, error)) from error
-        made: "Runtime" = module.create(self.data_dir, self.config, self.host, loop, state)
-        return made
+            raise ConfigError(
+                "this edgelite has no container runtime (%s): set runtime to process" % error
+            ) from error
+        made = container.create(self.config, self.engine_socket(), self.data_dir, boot_id, state)
+        return made  # noqa: RET504
 
     def workloads(
         self,
