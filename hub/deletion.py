@@ -177,7 +177,7 @@ def _grace_s(res: Resource, obj: Object, options: DeleteOptions) -> int:
     if options.grace_s is not None:
         grace = options.grace_s
     elif present is not None:
-        return int(present) or 1
+        return int(present)
     else:
         grace = spec.get("terminationGracePeriodSeconds", GRACE_DEFAULT_S)
     grace = 1 if grace < 0 else int(grace)
