@@ -109,7 +109,10 @@ _EXTRA_ROOTS: Final = (
     BINDING,
     SCALE,
     DELETE_OPTIONS,
-    *(META + kind for kind in ("Status", "WatchEvent", "APIGroup", "APIGroupList", "APIResourceList")),
+    *(
+        META + kind
+        for kind in ("Status", "WatchEvent", "Patch", "APIGroup", "APIGroupList", "APIResourceList")
+    ),
 )
 
 
@@ -198,16 +201,17 @@ def _read() -> dict[str, msgspec.Raw]:
     return msgspec.json.decode(raw["$defs"], type=dict[str, msgspec.Raw])
 
 
-def _refs(value: object) -> Iterator[str]:
+def references(value: object) -> Iterator[str]:
+    """The definitions that a schema refers to."""
     if isinstance(value, dict):
         for key, item in value.items():
             if key == "$ref" and isinstance(item, str):
                 yield item.rpartition("/")[2]
             else:
-                yield from _refs(item)
+                yield from references(item)
     elif isinstance(value, list):
         for item in value:
-            yield from _refs(item)
+            yield from references(item)
 
 
 def _reachable() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -221,7 +225,7 @@ def _reachable() -> Iterator[tuple[str, dict[str, Any]]]:
         name = todo.pop()
         definition = own_types.DEFINITIONS.get(name) or msgspec.json.decode(raw[name])
         yield name, definition
-        fresh = set(_refs(definition)) - seen
+        fresh = set(references(definition)) - seen
         seen |= fresh
         todo += sorted(fresh)
 
