@@ -67,7 +67,10 @@ class Metrics:
     def __init__(self, service: str = "cloudhub", readers: Sequence[MetricReader] = ()) -> None:
         self._registry = CollectorRegistry()
         self._provider = MeterProvider(
-            metric_readers=[PrometheusMetricReader(registry=self._registry, scope_info_enabled=False), *readers],
+            metric_readers=[
+                PrometheusMetricReader(registry=self._registry, scope_info_enabled=False),
+                *readers,
+            ],
             resource=Resource.create({"service.name": service}),
             shutdown_on_exit=False,
         )

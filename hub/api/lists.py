@@ -177,8 +177,12 @@ class Lister:
             yield page
             if not page.token:
                 return
-            token = parse_token(page.token)
-            options = ListOptions(start=token.start, revision=token.rv)
+            options = self.after(page)
+
+    def after(self, page: Page) -> ListOptions:
+        """What reads on where `page` ended."""
+        token = parse_token(page.token)
+        return ListOptions(start=token.start, revision=token.rv)
 
     async def _read(self, options: ListOptions, limit: int) -> Page:
         """One page of the store, filtered; its token is the bare start of the next."""

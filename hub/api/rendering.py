@@ -17,7 +17,7 @@ from hub.api.kinds import Kind, Object
 from hub.api.negotiation import META_GROUP, YAML, Representation
 from hub.jointokens import conceal
 
-INCLUDE: Final = ("None", "Metadata", "Object")
+LIST_TAIL: Final = b"]}\n"
 INITIAL_EVENTS_END: Final = "k8s.io/initial-events-end"
 
 
@@ -66,7 +66,7 @@ class View:
     # -- lists --------------------------------------------------------------------------------------------------
 
     def list_head(self, revision: int, token: str, now: float, *, remaining: int | None = None) -> bytes:
-        """A list up to its first item. `list_items` and `list_tail` complete it."""
+        """A list up to its first item. `list_items` and `LIST_TAIL` complete it."""
         meta: Object = {"resourceVersion": str(revision)}
         if token:
             meta["continue"] = token
@@ -98,8 +98,6 @@ class View:
             return b",".join(encode(self._shape(self._decode(raw, rev))) for raw, rev in items)
         return b",".join(self._item(raw, rev) for raw, rev in items)
 
-    list_tail: Final = b"]}\n"
-
     # -- watch events -------------------------------------------------------------------------------------------
 
     def event(self, event: str, raw: bytes, revision: int, now: float, *, columns: bool = True) -> bytes:
@@ -120,7 +118,11 @@ class View:
         if self._is_table:
             obj: Object = self._table([], str(revision), 0.0, columns=False)
             if initial_end:
-                marked = {"kind": self.kind.res.kind, "apiVersion": self.kind.res.api_version, "metadata": meta}
+                marked = {
+                    "kind": self.kind.res.kind,
+                    "apiVersion": self.kind.res.api_version,
+                    "metadata": meta,
+                }
                 obj["rows"] = [{"cells": [], "object": marked}]
         elif self.form.form == "PartialObjectMetadata":
             obj = self._shape({"metadata": meta})
@@ -153,31 +155,24 @@ class View:
         }
 
     def _table(self, objs: list[Object], revision: str, now: float, *, columns: bool = True) -> Object:
-        return {
-            "kind": "Table",
-            "apiVersion": f"{META_GROUP}/{self.form.version}",
-            "metadata": {"resourceVersion": revision},
-            "columnDefinitions": tables.columns(self.kind.schema) if columns else None,
-            "rows": [self._row(obj, now) for obj in objs],
-        }
+        return tables.table(
+            self.kind.schema,
+            objs,
+            now=now,
+            include=self.include,
+            list_meta={"resourceVersion": revision},
+            columns=columns,
+            version=self.form.version,
+        )
 
     def _row(self, obj: Object, now: float) -> Object:
-        row: Object = {"cells": tables.cells(self.kind.schema, obj, now)}
-        if self.include == "Object":
-            row["object"] = obj
-        elif self.include == "Metadata":
-            row["object"] = {
-                "kind": "PartialObjectMetadata",
-                "apiVersion": f"{META_GROUP}/{self.form.version}",
-                "metadata": obj["metadata"],
-            }
-        return row
+        return tables.row(self.kind.schema, obj, now=now, include=self.include, version=self.form.version)
 
 
 def view(kind: Kind, form: Representation, include: str) -> View:
     """Checks the parameter includeObject. Raises BadRequest."""
-    if include and include not in INCLUDE:
+    if include and include not in tables.INCLUDE:
         raise errors.BadRequest(
-            f'unrecognized includeObject value: {errors.quote(include[:64])}: must be "None", "Metadata" or "Object"'
+            f"includeObject: Invalid value: {errors.quote(include[:64])}: must be 'Metadata', 'Object', 'None', or empty"
         )
     return View(kind, form, include or "Metadata")

@@ -72,7 +72,9 @@ def flag(query: Mapping[str, str], name: str) -> bool:
         return True
     if text in _FALSE:
         return False
-    raise errors.BadRequest(f'invalid value "{text[:64]}" of the query parameter {name}: must be true or false')
+    raise errors.BadRequest(
+        f'invalid value "{text[:64]}" of the query parameter {name}: must be true or false'
+    )
 
 
 def number(query: Mapping[str, str], name: str, *, low: int = 0, high: int = 2**31 - 1) -> int | None:

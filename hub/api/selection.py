@@ -13,6 +13,9 @@ _META_FIELDS: Final = frozenset(("metadata.name", "metadata.namespace"))
 _POD_FIELDS: Final = _META_FIELDS | {"spec.nodeName", "spec.schedulerName", "status.phase"}
 
 
+ANY_FIELDS: Final = FieldSelector()
+
+
 class Selectable(Protocol):
     """A cached or stored object: an `Entry`, or a `Peek`."""
 
@@ -36,7 +39,7 @@ class Selection:
     namespace: str = ""
     name: str = ""
     labels: LabelSelector = EVERYTHING
-    fields: FieldSelector = FieldSelector()
+    fields: FieldSelector = ANY_FIELDS
     indexed: bool = True
 
     @property

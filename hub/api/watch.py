@@ -214,7 +214,9 @@ class WatchCache:
             current = self._informer.revision
             raise too_large(revision, current) from None
 
-    async def replay(self, after: int, through: int, selection: Selection) -> AsyncIterator[tuple[str, Change]]:
+    async def replay(
+        self, after: int, through: int, selection: Selection
+    ) -> AsyncIterator[tuple[str, Change]]:
         """What the informer no longer keeps, from the store: deltas of (after, through]. Raises Expired."""
         if after >= through:
             return
