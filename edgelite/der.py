@@ -18,6 +18,8 @@ UTC_TIME = 0x17
 GENERALIZED_TIME = 0x18
 
 PEM_CHARS_MAX = 65536
+_BASE64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+
 OID_SUBJECT_ALT_NAME = b"\x55\x1d\x11"
 
 
@@ -98,12 +100,20 @@ def unpem(label: str, text: str) -> "list[bytes]":
         if stop < 0:
             raise DerError("PEM block " + label + " without its end")
         body = "".join(text[at + len(begin) : stop].split())
-        try:
-            out.append(binascii.a2b_base64(body))
-        except ValueError:
-            raise DerError("PEM block " + label + " is not base64")
+        out.append(unbase64(body))
         at = text.find(begin, stop)
     return out
+
+
+def unbase64(text: str) -> bytes:
+    """Strict base64: only its alphabet, padded. Checked here because decoders forgive, or fail, in different ways."""
+    core = text.rstrip("=")
+    if len(text) % 4 or len(text) - len(core) > 2:
+        raise DerError("base64 cut short")
+    for c in core:
+        if c not in _BASE64:
+            raise DerError("a character that is not base64")
+    return binascii.a2b_base64(text.encode())
 
 
 class Certificate:

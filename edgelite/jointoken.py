@@ -12,6 +12,8 @@ Runs unmodified on CPython 3.9+ and MicroPython.
 
 import binascii
 
+from edgelite import der
+
 PREFIX = "chub1"
 ID_BYTES = 8
 SECRET_BYTES = 24
@@ -83,10 +85,9 @@ def _encode(raw: bytes) -> str:
 
 
 def _decode(what: str, text: str, size: int) -> bytes:
-    padded = text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4)
     try:
-        raw = binascii.a2b_base64(padded.encode())
-    except ValueError:
+        raw = der.unbase64(text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4))
+    except der.DerError:
         raw = b""
     if len(raw) != size or _encode(raw) != text:
         raise TokenError("join token damaged: its %s part is not %d bytes of base64url" % (what, size))

@@ -94,6 +94,8 @@ def private_from_pem(text: str) -> int:
     private = int.from_bytes(data[parts[1][1] : parts[1][2]], "big")
     if not 0 < private < N:
         raise KeyError256("the private key is out of range")
+    if private_pem(private) != der.pem("EC PRIVATE KEY", data):
+        raise KeyError256("the private key is damaged: its public key is another one")
     return private
 
 
@@ -104,9 +106,9 @@ def public_key_info(private: int) -> bytes:
 
 
 def request_der(private: int, common_name: str) -> bytes:
-    """A PKCS #10 request (RFC 2986) with this key. The name is a hint for people (cut to 64 bytes): the hub takes
+    """A PKCS #10 request (RFC 2986) with this key. The name is a hint for people (its printable ASCII, cut to 64 bytes): the hub takes
     only the key from a request."""
-    name = common_name.encode()[:COMMON_NAME_BYTES_MAX]
+    name = "".join([c for c in common_name if " " <= c <= "~"])[:COMMON_NAME_BYTES_MAX].encode() or b"node"
     pair = der.tlv(der.SEQUENCE, der.tlv(der.OID, OID_COMMON_NAME), der.tlv(der.UTF8_STRING, name))
     info = der.tlv(
         der.SEQUENCE,

@@ -337,4 +337,4 @@ def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 
 
 def _time(unix_s: float) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(int(unix_s), datetime.timezone.utc)
+    return datetime.datetime.fromtimestamp(int(unix_s), datetime.UTC)

@@ -72,7 +72,7 @@ def _common(context: ssl.SSLContext, roots_pem: str) -> None:
     context.verify_flags |= ssl.VERIFY_X509_STRICT
     try:
         context.load_verify_locations(cadata=roots_pem)
-    except ssl.SSLError as e:
+    except (ssl.SSLError, ValueError) as e:
         raise TLSError(f"the trusted roots are not PEM certificates: {e}") from e
 
 
