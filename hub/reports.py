@@ -58,6 +58,9 @@ Text = Annotated[str, msgspec.Meta(max_length=1024)]
 Quantities = Annotated[dict[Annotated[str, msgspec.Meta(max_length=317)], Text], msgspec.Meta(max_length=64)]
 
 
+UnixTime = Annotated[float, msgspec.Meta(ge=0.0, le=253402300799.0)]
+
+
 class NodeReport(msgspec.Struct, frozen=True):
     """The body of a `node` entry."""
 
@@ -76,8 +79,8 @@ class EventReport(msgspec.Struct, frozen=True):
     message: Annotated[str, msgspec.Meta(max_length=8192)] = ""
     type: Annotated[str, msgspec.Meta(pattern="^(Normal|Warning)$")] = "Normal"
     count: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)] = 1
-    first: float = 0.0
-    last: float = 0.0
+    first: UnixTime = 0.0
+    last: UnixTime = 0.0
     field: Annotated[str, msgspec.Meta(max_length=1024)] = ""
 
 

@@ -75,9 +75,13 @@ class Creation:
 Single = Removal | Creation
 
 
+_Target = tuple[Resource, str, str, str | None]
+"""Kind, namespace, name, UID."""
+
+
 @dataclass(slots=True)
 class _Slot:
-    updates: dict[tuple[Resource, str, str], list[Update]] = field(default_factory=dict)
+    updates: dict[_Target, list[Update]] = field(default_factory=dict)
     singles: deque[Single] = field(default_factory=deque)
     running: bool = False
 
@@ -111,7 +115,7 @@ class Upstream:
             return False
         queue = self._slots.setdefault(slot, _Slot())
         if isinstance(job, Update):
-            queue.updates.setdefault((job.res, job.namespace, job.name), []).append(job)
+            queue.updates.setdefault(_target(job), []).append(job)
         else:
             queue.singles.append(job)
         self.jobs += 1
@@ -175,31 +179,32 @@ class Upstream:
             batch.append(queue.updates.pop(key))
         if not batch:
             return 0
-        changes = [
-            Change(jobs[0].res, jobs[0].namespace, jobs[0].name, None, _compose(jobs)) for jobs in batch
-        ]
+        changes = [Change(*_target(jobs[0]), _compose(jobs)) for jobs in batch]
         self.transactions += 1
-        results: list[Stored | errors.ApiError]
         try:
-            results = await self._registry.mutate_many(changes, fence=fence)
-        except errors.ApiError as failure:
-            # The whole transaction was not carried out. Alone, each finds out whether it is the one to blame.
-            if not isinstance(failure, RETRYABLE) and len(batch) > 1:
-                return await self._one_by_one(queue, batch, changes, fence)
-            results = [failure] * len(batch)
+            results = await self._mutate(changes, fence)
+        except FenceLost:
+            queue.updates.update((_target(jobs[0]), jobs) for jobs in batch)  # counted as dropped
+            raise
         return self._settle(queue, batch, results)
 
-    async def _one_by_one(
-        self, queue: _Slot, batch: list[list[Update]], changes: list[Change], fence: Fence
-    ) -> int:
-        failed = 0
-        for jobs, change in zip(batch, changes, strict=True):
+    async def _mutate(self, changes: list[Change], fence: Fence) -> list[Stored | errors.ApiError]:
+        try:
+            return await self._registry.mutate_many(changes, fence=fence)
+        except errors.ApiError as failure:
+            # The whole transaction was not carried out. Alone, each finds out whether it is the one to blame.
+            if isinstance(failure, RETRYABLE) or len(changes) == 1:
+                return [failure] * len(changes)
+        return await self._one_by_one(changes, fence)
+
+    async def _one_by_one(self, changes: list[Change], fence: Fence) -> list[Stored | errors.ApiError]:
+        results: list[Stored | errors.ApiError] = []
+        for change in changes:
             try:
-                results = await self._registry.mutate_many([change], fence=fence)
+                results.extend(await self._registry.mutate_many([change], fence=fence))
             except errors.ApiError as failure:
-                results = [failure]
-            failed += self._settle(queue, [jobs], results)
-        return failed
+                results.append(failure)
+        return results
 
     def _settle(
         self, queue: _Slot, batch: list[list[Update]], results: list[Stored | errors.ApiError]
@@ -208,7 +213,7 @@ class Upstream:
         for jobs, result in zip(batch, results, strict=True):
             if isinstance(result, RETRYABLE):
                 failed += 1
-                key = (jobs[0].res, jobs[0].namespace, jobs[0].name)
+                key = _target(jobs[0])
                 queue.updates[key] = jobs + queue.updates.get(key, [])
                 continue
             outcome: Result = result if isinstance(result, errors.ApiError) else result.revision
@@ -261,6 +266,10 @@ class Upstream:
         return (await self._registry.replace(PODS, stored, pod, fence=fence)).revision
 
 
+def _target(job: Update) -> _Target:
+    return (job.res, job.namespace, job.name, job.uid)
+
+
 def _compose(jobs: list[Update]) -> Callable[[Object], Object | None]:
     """All updates of one object as one, in order; of those that overwrite each other only the last."""
     last_whole = max((i for i, job in enumerate(jobs) if job.whole), default=-1)
@@ -269,9 +278,12 @@ def _compose(jobs: list[Update]) -> Callable[[Object], Object | None]:
     def apply(obj: Object) -> Object | None:
         changed = False
         for job in todo:
-            if job.uid is not None and obj["metadata"]["uid"] != job.uid:
-                continue
-            new = job.apply(obj)
+            try:
+                new = job.apply(obj)
+            except (KeyError, TypeError, ValueError, AttributeError) as bug:
+                # One odd object must not stop all reports; it is refused, and the log has the rest.
+                log.exception("a report about %s %s cannot be applied", job.res.resource, job.name)
+                raise errors.BadRequest(f"the report does not fit the object: {bug!r}") from bug
             if new is not None:
                 obj, changed = new, True
         return obj if changed else None
