@@ -16,7 +16,7 @@ import random
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import orjson
@@ -99,7 +99,7 @@ class GatewayConfig:
     joining_max: int = 512
     messages_max: int = 20_000
     partial_bytes_max: int = 128 << 20
-    transport: TransportLimits = TransportLimits()
+    transport: TransportLimits = field(default_factory=TransportLimits)
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.heartbeat_s <= 600.0:
@@ -237,7 +237,8 @@ class Gateway:
             await informer.at_least(claimed)
         ready: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
         self._main = asyncio.create_task(self._run(ready), name="gateway")
-        await asyncio.wait([self._main, ready], return_when=asyncio.FIRST_COMPLETED)
+        futures: list[asyncio.Future[Any]] = [self._main, ready]
+        await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
             await self._main
             raise RuntimeError("the gateway ended before it served")

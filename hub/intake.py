@@ -72,7 +72,7 @@ class Intake:
             return Removal(node, *pod, done)
         if reports.decode_pod(entry.b).phase not in reports.PHASES:
             raise msgspec.ValidationError("status.phase is none of Kubernetes' phases")
-        apply = reports.merge_pod(node, orjson.loads(entry.b))
+        apply = reports.merge_pod(node, orjson.loads(bytes(entry.b)))
         return Update(PODS, *pod, apply, done, 2048 + len(entry.b), whole=True)
 
     def _event(self, peer: "Peer", entry: Entry) -> Object:

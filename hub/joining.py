@@ -116,7 +116,7 @@ class Joining:
             wanted = decode_join(body)
             token = join.parse_token(wanted.token)
             key = request_key_sha256(wanted.csr)
-            identity, pool = await self._redeem(token.id, token.secret, key, wanted)
+            identity = await self._redeem(token.id, token.secret, key, wanted)
             chain = self._ca.issue_node(wanted.csr, identity, self._now())
         except (msgspec.MsgspecError, UnicodeError) as malformed:
             raise Refused("protocol", "Malformed", f"JOIN is malformed: {malformed}", None) from malformed
@@ -141,7 +141,7 @@ class Joining:
         }
         return orjson.dumps(answer)
 
-    async def _redeem(self, token_id: str, secret: bytes, key: str, wanted: JoinBody) -> tuple[NodeId, str]:
+    async def _redeem(self, token_id: str, secret: bytes, key: str, wanted: JoinBody) -> NodeId:
         """Token, then Node. Names that turn out to be taken by another machine are avoided in the next try."""
         taken: list[str] = []
         for _ in range(NAME_TRIES):
@@ -155,7 +155,7 @@ class Joining:
                 continue
             record, identity = await self._spend(token_id, secret, key, wanted.name, taken)
             await self._enrol(record, identity, key, wanted)
-            return identity, str(record["pool"] or "")
+            return identity
         raise JoinRefused("NameTaken", "no free name could be made for this machine; choose one with --name")
 
     async def _peek(

@@ -5,7 +5,7 @@ Invariant: at most CREDIT_BYTES of a stream are in flight or unread. A reader th
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any, Final
 
 from hub import errors
@@ -72,7 +72,7 @@ class LogStream:
         self._failure = errors.ServiceUnavailable(f'the connection to node "{node}" was lost while reading')
         self._wake.set()
 
-    async def read(self) -> AsyncIterator[bytes]:
+    async def read(self) -> AsyncGenerator[bytes, None]:
         """The bytes, in the chunks they came in. Raises the ApiError that ended the stream."""
         unread = 0
         try:
