@@ -36,7 +36,7 @@ async def test_a_pod_and_what_it_refers_to_reach_its_node_and_its_status_comes_b
         await h.create(CONFIGMAPS, configmap("settings", colour="red"))
         await h.create(PODS, pod("web", "edge-1", **uses("settings")))
         await until(lambda: len(edge.docs) == 2)
-        assert list(edge.docs)[0] == "configmap/default/settings"
+        assert next(iter(edge.docs)) == "configmap/default/settings"
 
         async def running() -> bool:
             found = await h.pod("web")

@@ -43,8 +43,8 @@ class SimNode:
         "limits",
         "log",
         "n",
-        "name",
         "nacks",
+        "name",
         "out",
         "pongs",
         "received_bytes",
@@ -338,7 +338,7 @@ class Fleet:
             node.connect()
             waiting.append(node)
             if len(waiting) >= at_once:
-                self.run(lambda: any(n.welcome or n.closed for n in waiting), seconds)
+                self.run(lambda some=waiting: any(n.welcome or n.closed for n in some), seconds)  # type: ignore[misc]
                 waiting = [n for n in waiting if not (n.welcome or n.closed)]
         self.run(lambda: all(n.welcome or n.closed for n in waiting), seconds)
 
