@@ -13,12 +13,13 @@ Invariants:
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from hub import errors
+from hub import deletion, errors
 from hub.controllers.clock import Clock, WallClock
 from hub.controllers.workqueue import WorkQueue
+from hub.deletion import DeleteOptions
 from hub.informer import Delta, Informers
 from hub.objects import PODS, Meta, Resource
 from hub.registry import FenceLost, Registry, Stored
@@ -31,9 +32,8 @@ Object = dict[str, Any]
 ObjectKey = tuple[str, str]
 """(namespace or "", name)"""
 
-Deleter = Callable[[Resource, Stored, Object], Awaitable[Stored | None]]
-"""Kubernetes' deletion: (resource, object as read, DeleteOptions) to what is left of it, None when it is gone at once.
-Raises ApiError."""
+
+PLAIN = DeleteOptions()
 
 
 class Recorder(Protocol):
@@ -48,7 +48,6 @@ class Context:
 
     registry: Registry
     informers: Informers
-    delete: Deleter
     recorder: Recorder
     admit: Callable[[Resource, Object], None]
     clock: Clock = field(default_factory=WallClock)
@@ -95,25 +94,41 @@ class Writer:
         self._note(PODS, stored.revision)
         return stored
 
-    async def delete(self, res: Resource, key: ObjectKey, uid: str, options: Object | None = None) -> bool:
+    async def delete(self, res: Resource, key: ObjectKey, uid: str, options: DeleteOptions = PLAIN) -> bool:
         """Deletes the object with this UID as the API would; False when there is none any more."""
         stored = await self._registry.find(res, *key)
         if stored is None or stored.obj()["metadata"]["uid"] != uid:
             return False
-        wanted = {**(options or {}), "preconditions": {"uid": uid}}
+        now = self._context.clock.now()
         try:
-            left = await self._context.delete(res, stored, wanted)
+            left = await deletion.delete(self._registry, res, stored, replace(options, uid=uid), now=now)
         except errors.NotFound:
             return False
-        await self._note_removal(res, left)
+        await self._note_left(res, left)
         return True
+
+    async def finalize(self, res: Resource, key: ObjectKey, uid: str, finalizer: str) -> None:
+        """Takes `finalizer` off, and the object out of the store when nothing else holds it."""
+
+        def change(obj: Object) -> Object | None:
+            held = obj["metadata"].get("finalizers") or []
+            if finalizer not in held:
+                return None
+            obj["metadata"]["finalizers"] = [f for f in held if f != finalizer]
+            return obj
+
+        try:
+            stored = await self.mutate(res, key, change, uid)
+        except errors.NotFound:
+            return
+        await self._note_left(res, await deletion.release(self._registry, res, stored))
 
     async def remove(self, res: Resource, stored: Stored) -> None:
         """As `Registry.remove`: takes the object out of the store, whatever its finalizers."""
         self._note(res, await self._registry.remove(res, stored))
 
-    async def _note_removal(self, res: Resource, left: Stored | None) -> None:
-        # The deleter does not tell the revision of a removal; the store's is not older.
+    async def _note_left(self, res: Resource, left: Stored | None) -> None:
+        # A removal's revision is not told; the store's present one is not older.
         revision = left.revision if left is not None else await self._registry.store.revision()
         self._note(res, revision)
 

@@ -51,11 +51,9 @@ def counts(deployment: Object, new: Replicas | None, old: Sequence[Replicas]) ->
 def is_complete(deployment: Object, status: Object) -> bool:
     wanted = deployment["spec"].get("replicas", 1)
     generation = deployment["metadata"].get("generation", 0)
-    return (
-        status.get("updatedReplicas", 0) == wanted
-        and status.get("replicas", 0) == wanted
-        and status.get("availableReplicas", 0) == wanted
-        and status.get("observedGeneration", 0) >= generation
+    pods = ("updatedReplicas", "replicas", "availableReplicas")
+    return all(status.get(f, 0) == wanted for f in pods) and bool(
+        status.get("observedGeneration", 0) >= generation
     )
 
 
@@ -96,7 +94,11 @@ def status(
 
 
 def _has_deadline(deployment: Object) -> bool:
-    return deployment["spec"].get("progressDeadlineSeconds", 600) != 2**31 - 1
+    return bool(_deadline_s(deployment) != 2**31 - 1)
+
+
+def _deadline_s(deployment: Object) -> int:
+    return int(deployment["spec"].get("progressDeadlineSeconds", 600))
 
 
 def _resume(deployment: Object, conditions: list[Object], now: float) -> list[Object]:
@@ -152,7 +154,7 @@ def seconds_to_deadline(deployment: Object, conditions: Sequence[Object], now: f
     if held.get("reason") in (COMPLETE, TIMED_OUT):
         return None
     since = seconds(held.get("lastUpdateTime")) or seconds(held.get("lastTransitionTime")) or now
-    return max(0.0, since + deployment["spec"].get("progressDeadlineSeconds", 600) - now)
+    return max(0.0, since + _deadline_s(deployment) - now)
 
 
 def _available(limits: Limits, after: Object, conditions: list[Object], now: float) -> list[Object]:
