@@ -7,6 +7,7 @@ from typing import Any
 
 from hub.cache import Entry
 from hub.controllers.meta import (
+    condition,
     is_available,
     new_condition,
     ready_since,
@@ -125,8 +126,11 @@ def status(
     }
     conditions = old.get("conditions")
     if failure is not None:
-        broken = new_condition("ReplicaFailure", True, failure.reason, failure.message, now)
-        conditions = with_condition(conditions, broken)
+        held = condition(conditions, "ReplicaFailure")
+        if held is None or held.get("reason") != failure.reason:
+            # The message alone is no news: it names another pod with each try.
+            broken = new_condition("ReplicaFailure", True, failure.reason, failure.message, now)
+            conditions = with_condition(conditions, broken)
     else:
         conditions = without_condition(conditions, "ReplicaFailure")
     new.pop("conditions", None)

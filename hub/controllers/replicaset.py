@@ -14,7 +14,7 @@ from hub.controllers.events import namespace_takes_objects
 from hub.controllers.meta import controller_of, is_active, pod_of, until_available
 from hub.controllers.replicas import Failure
 from hub.informer import Delta
-from hub.objects import NAMESPACES, PODS, REPLICASETS, ObjectView, PodView, Resource
+from hub.objects import NAMESPACES, PODS, REPLICASETS, Meta, ObjectView, PodView, Resource
 
 WORKERS = 4
 
@@ -44,6 +44,8 @@ class ReplicaSets:
         key = delta.entry.key
         if delta.type == "DELETED":
             self._selectors.pop(key, None)
+        elif delta.old is not None and _same_but_status(delta.old.meta, delta.entry.meta):
+            return  # our own writing of a status must not outrun the back-off of a key that fails
         else:
             self._selectors[key] = from_object(delta.entry.obj()["spec"].get("selector"))
         self._driver.queue.add(key)
@@ -163,6 +165,10 @@ class ReplicaSets:
             await writer.mutate(REPLICASETS, entry.key, change, entry.meta.uid)
         except errors.NotFound:
             return
+
+
+def _same_but_status(old: Meta, new: Meta) -> bool:
+    return old == new and new.generation > 0
 
 
 async def _all(calls: Sequence[Any]) -> list[errors.ApiError]:

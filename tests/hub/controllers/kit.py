@@ -198,7 +198,9 @@ class Hub:
             for res in RESOURCES:
                 await asyncio.wait_for(self.informers.of(res).at_least(revision), DEADLINE_S)
             await asyncio.sleep(0)
-            still = self.controllers.idle and not self.kubelet.busy and revision == await self.store.revision()
+            still = (
+                self.controllers.idle and not self.kubelet.busy and revision == await self.store.revision()
+            )
             calm = calm + 1 if still else 0
 
     async def pass_time(self, seconds: float, step: float = 1.0) -> None:

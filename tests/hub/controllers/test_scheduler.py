@@ -215,9 +215,7 @@ def test_a_pod_is_placed_exactly_where_a_slow_twin_says_it_fits(
     for n, (cpu, selector, tolerations) in enumerate(some_pods):
         obj = pod(f"p{n}", requests={"cpu": str(cpu)} if cpu else None)
         obj["spec"].update(nodeSelector=selector, tolerations=tolerations)
-        fits = {
-            o["metadata"]["name"] for o in world if twin_fits(obj, o, bound[o["metadata"]["name"]])
-        }
+        fits = {o["metadata"]["name"] for o in world if twin_fits(obj, o, bound[o["metadata"]["name"]])}
         where = place(table, obj)
         if isinstance(where, Unfit):
             assert not fits
@@ -289,7 +287,10 @@ async def test_a_node_that_is_not_ready_gets_no_pods_until_it_returns() -> None:
         await hub.create(PODS, pod("till"))
         await hub.settle()
         text = scheduled(await hub.get(PODS, "till"))["message"]
-        assert text == "0/1 nodes are available: 1 node(s) had untolerated taint {node.kubernetes.io/unreachable: }."
+        assert (
+            text
+            == "0/1 nodes are available: 1 node(s) had untolerated taint {node.kubernetes.io/unreachable: }."
+        )
 
         def back(obj: Object) -> None:
             obj["status"]["conditions"][0]["status"] = "True"
