@@ -216,8 +216,9 @@ class Hub:
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[Hub]:
-    hub = Hub()
+async def running(given: Hub | None = None) -> AsyncIterator[Hub]:
+    """A hub that runs, with the namespace shop; over the store of `given` where there is one."""
+    hub = given or Hub()
     async with asyncio.TaskGroup() as tasks:
         running_tasks = [
             tasks.create_task(hub.informers.run()),
@@ -225,7 +226,9 @@ async def running() -> AsyncIterator[Hub]:
             tasks.create_task(hub.controllers.run()),
         ]
         try:
-            await hub.namespace()
+            if given is None:
+                await hub.namespace()
+            await asyncio.wait_for(hub.informers.synced(), DEADLINE_S)
             await hub.settle()
             yield hub
             hub.check_no_bugs()
