@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from hub.api import quantity
+from hub.controllers.taints import effective
 from hub.objects import NodeView, Taint
 
 Amounts = dict[str, int]
@@ -165,7 +166,7 @@ class Room:
 
 def _offers(view: NodeView) -> tuple[Any, ...]:
     """What of a node decides whether a pod fits."""
-    return (view.metadata.labels, view.spec.taints, view.spec.unschedulable, view.status.allocatable)
+    return (view.metadata.labels, effective(view), view.spec.unschedulable, view.status.allocatable)
 
 
 class Capacity:
@@ -197,7 +198,7 @@ class Capacity:
         room = self._room(name)
         room.known = True
         room.labels = view.metadata.labels or {}
-        room.taints = view.spec.taints or ()
+        room.taints = effective(view)
         room.unschedulable = view.spec.unschedulable
         room.allocatable = amounts(view.status.allocatable)
         self._known[name] = room

@@ -10,67 +10,21 @@ the node has joined. So a pod is removed when its node is absent, was absent for
 and the pod shows that the node once was there: it was bound by the scheduler, or the node has reported on it (I9).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hub import errors
 from hub.cache import Entry
 from hub.controllers.controller import Context, Controller, Object, ObjectKey, Writer
-from hub.controllers.meta import FINISHED, rfc3339, seconds, view_condition
+from hub.controllers.meta import FINISHED, seconds
+from hub.controllers.taints import is_in_step, taint_keys, with_taints
 from hub.deletion import FORCE
 from hub.informer import Delta
-from hub.objects import NODES, PODS, Condition, NodeView, PodView, Resource, Taint
+from hub.objects import NODES, PODS, Condition, NodeView, PodView, Resource
 
 ABSENT_S = 300.0
 FINISHED_KEPT = 1000
 COLLECT_BATCH = 100
-
-_NOT_READY = "node.kubernetes.io/not-ready"
-_UNREACHABLE = "node.kubernetes.io/unreachable"
-_PRESSURES = {
-    "MemoryPressure": "node.kubernetes.io/memory-pressure",
-    "DiskPressure": "node.kubernetes.io/disk-pressure",
-    "PIDPressure": "node.kubernetes.io/pid-pressure",
-    "NetworkUnavailable": "node.kubernetes.io/network-unavailable",
-}
-_CORDONED = "node.kubernetes.io/unschedulable"
-MANAGED = frozenset({_NOT_READY, _UNREACHABLE, _CORDONED, *_PRESSURES.values()})
-
-
-def taint_keys(conditions: Iterable[Condition] | None, unschedulable: bool) -> set[str]:
-    """The managed NoSchedule taints that a node in this state has. [pure]"""
-    held = tuple(conditions or ())
-    ready = view_condition(held, "Ready")
-    out: set[str] = set()
-    if ready is not None and ready.status == "Unknown":
-        out.add(_UNREACHABLE)
-    elif ready is None or ready.status != "True":
-        out.add(_NOT_READY)
-    for kind, key in _PRESSURES.items():
-        found = view_condition(held, kind)
-        if found is not None and found.status == "True":
-            out.add(key)
-    if unschedulable:
-        out.add(_CORDONED)
-    return out
-
-
-def with_taints(taints: Sequence[Object], wanted: set[str], now: float) -> list[Object]:
-    """`taints` with exactly the `wanted` ones of the managed NoSchedule taints; all others stay as they are. [pure]"""
-
-    def is_managed(taint: Object) -> bool:
-        return taint.get("effect") == "NoSchedule" and taint.get("key") in MANAGED
-
-    kept = [t for t in taints if not is_managed(t) or t["key"] in wanted]
-    present = {t["key"] for t in kept if is_managed(t)}
-    return kept + [
-        {"key": key, "effect": "NoSchedule", "timeAdded": rfc3339(now)} for key in sorted(wanted - present)
-    ]
-
-
-def is_in_step(taints: Iterable[Taint] | None, wanted: set[str]) -> bool:
-    held = {t.key for t in taints or () if t.effect == "NoSchedule" and t.key in MANAGED}
-    return held == wanted
 
 
 class NodeLifecycle:

@@ -6,7 +6,7 @@ import pytest
 
 from hub.controllers import replicas
 from hub.controllers.events import TTL_S
-from hub.controllers.nodes import taint_keys, with_taints
+from hub.controllers.taints import taint_keys, with_taints
 from hub.objects import CONFIGMAPS, EVENTS, NAMESPACES, Condition
 from tests.hub.controllers.kit import (
     DEPLOYMENTS,

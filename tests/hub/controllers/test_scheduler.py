@@ -72,6 +72,17 @@ def test_why_no_node_fits_is_told_in_kubernetes_words() -> None:
     assert message(capacity(node("d", pods="0")), pod("p")) == "0/1 nodes are available: 1 Too many pods."
 
 
+def test_a_node_gets_nothing_between_its_condition_and_its_taint() -> None:
+    silent = node("a")
+    silent["status"]["conditions"] = []
+    text = "0/2 nodes are available: 1 node(s) had untolerated taint {node.kubernetes.io/not-ready: }, "
+    assert message(capacity(silent, node("b", ready="Unknown")), pod("p")) == (
+        text + "1 node(s) had untolerated taint {node.kubernetes.io/unreachable: }."
+    )
+    returned = tainted("c", "node.kubernetes.io/unreachable")
+    assert place(capacity(returned), pod("p")) == "c"
+
+
 def test_what_is_not_supported_keeps_the_pod_pending_by_name() -> None:
     anti = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "zone"}]}}
     assert "podAntiAffinity" in message(capacity(node("a")), pod("p", affinity=anti))
