@@ -178,7 +178,7 @@ def _shrink_old(limits: Limits, new: Replicas, old: Sequence[Replicas]) -> Scali
     if not any(r.wanted for r in old):
         return {}
     total = new.wanted + sum(r.wanted for r in old)
-    new_unavailable = new.wanted - new.available
+    new_unavailable = max(0, new.wanted - new.available)
     spare = total - limits.available_min - new_unavailable
     if spare <= 0:
         return {}
@@ -189,8 +189,7 @@ def _shrink_old(limits: Limits, new: Replicas, old: Sequence[Replicas]) -> Scali
         gone = min(spare, broken)
         sizes[rs.name] -= gone
         spare -= gone
-    available = new.available + sum(min(r.available, sizes[r.name]) for r in old)
-    spare = min(spare, available - limits.available_min)
+    # With all of that gone, what is spare counts available pods only.
     for rs in oldest_first(old):
         if spare <= 0:
             break

@@ -3,7 +3,7 @@
 import asyncio
 import heapq
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ from hub.objects import (
     Resource,
 )
 from hub.registry import Registry, Stored
+from hub.store.base import WatchBatch
 from hub.store.memory import MemoryStore
 
 Object = dict[str, Any]
@@ -132,10 +133,25 @@ class Kubelet:
         return pod
 
 
+class LaggingStore(MemoryStore):
+    """Its watches of pods are `lag` turns of the event loop late, batch by batch."""
+
+    def __init__(self, lag: int) -> None:
+        super().__init__()
+        self.lag = lag
+
+    async def watch(self, ranges: Sequence[tuple[str, str]], after: int) -> AsyncIterator[WatchBatch]:
+        late = self.lag if "/pods/" in ranges[0][0] else 0
+        async for batch in super().watch(ranges, after):
+            for _ in range(late):
+                await asyncio.sleep(0)
+            yield batch
+
+
 class Hub:
-    def __init__(self) -> None:
+    def __init__(self, lag: int = 0) -> None:
         self.clock = FakeClock()
-        self.store = MemoryStore()
+        self.store = LaggingStore(lag)
         keys = Keys()
         self.registry = Registry(self.store, keys)
         self.informers = Informers(self.store, keys, RESOURCES)
@@ -226,7 +242,7 @@ async def running(given: Hub | None = None) -> AsyncIterator[Hub]:
             tasks.create_task(hub.controllers.run()),
         ]
         try:
-            if given is None:
+            if await hub.registry.find(NAMESPACES, "", "shop") is None:
                 await hub.namespace()
             await asyncio.wait_for(hub.informers.synced(), DEADLINE_S)
             await hub.settle()

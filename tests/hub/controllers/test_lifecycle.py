@@ -88,6 +88,19 @@ async def test_orphan_leaves_the_pods_without_an_owner() -> None:
         assert not any("ownerReferences" in p["metadata"] for p in pods)
 
 
+async def test_orphan_finds_the_dependents_that_the_cache_does_not_show_yet() -> None:
+    async with running(Hub(lag=50)) as hub:
+        owner = await hub.create(REPLICASETS, replica_set(replicas=0))
+        await hub.settle()
+        child = pod("child", labels={"app": "other"})
+        ref = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "till", "uid": owner["metadata"]["uid"]}
+        child["metadata"]["ownerReferences"] = [ref]
+        await hub.create(PODS, child)
+        await hub.delete(REPLICASETS, "till", propagation="Orphan")
+        await hub.settle()
+        assert "ownerReferences" not in (await hub.get(PODS, "child"))["metadata"]
+
+
 async def test_an_object_with_two_owners_goes_with_the_last() -> None:
     async with running() as hub:
         first = await hub.create(CONFIGMAPS, config_map("first"))

@@ -118,6 +118,54 @@ async def test_an_answer_that_is_lost_does_not_double_a_pod(monkeypatch: pytest.
             assert entry["status"]["replicas"] == 6
 
 
+def counting(hub: Hub, monkeypatch: pytest.MonkeyPatch, lose: int = 0) -> list[str]:
+    """Names of all pods that are ever made; the answers of the first `lose` are lost."""
+    create, made = hub.registry.create, []
+
+    async def count(res: Any, obj: Object, **more: Any) -> Any:
+        stored = await create(res, obj, **more)
+        if res == PODS:
+            made.append(obj["metadata"]["name"])
+            if len(made) <= lose:
+                raise errors.ServiceUnavailable("the answer was lost")
+        return stored
+
+    monkeypatch.setattr(hub.registry, "create", count)
+    return made
+
+
+async def test_a_cache_that_lags_behind_doubles_no_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Hub(lag=40)) as hub:
+        made = counting(hub, monkeypatch)
+        await hub.create(REPLICASETS, replica_set(replicas=7))
+        await hub.node("edge")
+        await hub.create(DAEMONSETS, daemon_set("lamp"))
+        await hub.settle()
+        assert len(made) == 8
+        await hub.edit(REPLICASETS, "till", lambda r: r["spec"].update(replicas=3))
+        await hub.settle()
+        assert len(await hub.all(PODS)) == 4
+        assert len(made) == 8, "none was deleted too many"
+
+
+async def test_a_lost_answer_and_a_late_cache_together_double_no_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Hub(lag=60)) as hub:
+        made = counting(hub, monkeypatch, lose=2)
+        await hub.create(REPLICASETS, replica_set(replicas=4))
+        for _ in range(300):  # the back-off ends long before the cache shows the pod
+            hub.clock.advance(0.01)
+            await hub.registry.mutate(REPLICASETS, "shop", "till", touch)
+        await hub.settle()
+        await hub.pass_time(5)
+        assert len(made) == 4
+
+
+def touch(obj: Object) -> Object:
+    notes = obj["metadata"].setdefault("annotations", {})
+    notes["touched"] = str(int(notes.get("touched", "0")) + 1)
+    return obj
+
+
 def test_batches_double() -> None:
     assert batches(10) == [1, 2, 4, 3]
     assert batches(0) == []
