@@ -4,6 +4,7 @@ A test is a function that takes a `Bench`. `as_user` runs it in a forked child t
 raises comes back with its traceback.
 """
 
+import ctypes  # noqa: F401  (a forked ordinary user may not be able to read it any more)
 import os
 import signal
 import sys
