@@ -35,6 +35,7 @@ from hub.store.sqlite import SqliteStore
 from observability.metrics import Metrics
 from security import join, tls
 from security.ca import HUB_TTL_S, CertificateAuthority
+from security.identity import DEFAULT_TENANT
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +191,7 @@ def _minter(ca: CertificateAuthority) -> Callable[[Object], tuple[Object, str]]:
             pool=spec.get("pool"),
             count=spec.get("count", 1),
             site=spec.get("site"),
-            tenant=spec.get("tenant") or join.DEFAULT_TENANT,
+            tenant=spec.get("tenant") or DEFAULT_TENANT,
             ttl_s=spec.get("ttlSeconds"),
         )
         try:

@@ -121,7 +121,7 @@ def emit(metric: str, value: float, unit: str) -> None:
 def heartbeats(bench: Bench) -> float:
     """µs of hub CPU per heartbeat."""
     _, before = bench.ask("report")
-    for turn in range(1, HEARTBEATS + 1):
+    for _turn in range(1, HEARTBEATS + 1):
         wanted = [n.pongs + 1 for n in bench.nodes]
         for i, node in enumerate(bench.nodes):
             node.ping()
