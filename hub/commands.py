@@ -75,7 +75,6 @@ def token_create(values: argparse.Namespace) -> int:
     body = {
         "apiVersion": f"{PREFIX}/v1alpha1",
         "kind": "JoinToken",
-        "metadata": {"generateName": f"{values.node or values.pool}-"[:200]},
         "spec": {k: v for k, v in spec.items() if v is not None},
     }
 
