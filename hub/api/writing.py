@@ -119,7 +119,9 @@ class Writer:
         defaults.apply(kind_of(objects.JOINTOKENS).schema, obj)
         meta = obj["metadata"]
         if meta.get("name") or meta.get("generateName"):
-            raise errors.BadRequest("a JoinToken is named by its token's id: leave metadata.name and generateName out")
+            raise errors.BadRequest(
+                "a JoinToken is named by its token's id: leave metadata.name and generateName out"
+            )
         # What is wrong with the spec is said in the API's words, before a token is made of it.
         probe = {**obj, "metadata": {**meta, "name": "token"}}
         validation.check_create(kind_of(objects.JOINTOKENS).schema, probe)
