@@ -75,7 +75,17 @@ def parse_json(data: bytes) -> Any:
     except (_SyntaxProblem, ValueError) as e:
         raise BadRequest(f"json: {e}") from e
     _check_depth(value)
+    if b"\\u" in data:
+        _check_surrogates(value)
     return value
+
+
+def _check_surrogates(value: Any) -> None:
+    """Half a surrogate pair is no text: nothing could store it. Raises BadRequest."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as e:
+        raise BadRequest("json: a \\u escape is half of a surrogate pair") from e
 
 
 class _Loader(yaml.CSafeLoader):

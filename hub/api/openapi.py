@@ -34,7 +34,7 @@ def v2(accept: str = "") -> tuple[bytes, str]:
         if media in (JSON, "application/*", "*/*"):
             return v2_json(), JSON
         if media in (V2_PROTOBUF, _V2_PROTOBUF_OLD):
-            return v2_protobuf(), media
+            return v2_protobuf(), V2_PROTOBUF  # Go cannot parse the old name as a media type
     raise NotAcceptable([JSON, V2_PROTOBUF])
 
 

@@ -73,8 +73,9 @@ def json_patch(current: Any, operations: Any) -> Any:
     document = copy.deepcopy(current)
     copied_bytes = 0
     for i, operation in enumerate(operations):
+        _check_operation(i, operation)
         try:
-            if isinstance(operation, dict) and operation.get("op") == "copy":
+            if operation["op"] == "copy":
                 copied_bytes += _copied_bytes(document, operation)
             document = jsonpatch.JsonPatch([operation]).apply(document, in_place=True)
         except jsonpatch.JsonPatchTestFailed as e:
@@ -85,15 +86,25 @@ def json_patch(current: Any, operations: Any) -> Any:
         except (jsonpatch.JsonPatchException, jsonpointer.JsonPointerException) as e:
             raise Unprocessable(f"{_REJECTED}: operation {i}: {e}") from e
         except (TypeError, KeyError, ValueError, AttributeError) as e:
-            # The library lets these escape for paths through scalars and for operations of wrong types.
+            # The library lets these escape for paths that lead through scalars.
             raise Unprocessable(f"{_REJECTED}: operation {i} does not fit the object") from e
         if copied_bytes > COPIED_BYTES_MAX:
             raise TooLarge(f"the copies of a JSON patch may not exceed {COPIED_BYTES_MAX} bytes")
     return document
 
 
+def _check_operation(i: int, operation: Any) -> None:
+    """Raises BadRequest when the members of an operation are not text where RFC 6902 says so."""
+    if not isinstance(operation, dict):
+        raise BadRequest(f"error decoding patch: operation {i} is not an object")
+    for member in ("op", "path", "from"):
+        needed = member != "from" or operation["op"] in ("copy", "move")
+        if needed and not isinstance(operation.get(member), str):
+            raise BadRequest(f"error decoding patch: operation {i}: {member} must be a string")
+
+
 def _copied_bytes(document: Any, operation: dict[str, Any]) -> int:
-    value = jsonpointer.resolve_pointer(document, operation.get("from", ""))
+    value = jsonpointer.resolve_pointer(document, operation["from"])
     return len(orjson.dumps(value))
 
 

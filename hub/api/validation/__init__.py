@@ -8,6 +8,7 @@ Not guaranteed: that names are free, that references exist, that the runtime hon
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain, islice
 from typing import Any, Final
 
 from hub.api.schema import Resource
@@ -26,6 +27,8 @@ __all__ = [
     "validate_scale",
     "validate_update",
 ]
+
+FOUND_MAX: Final = 1000  # the search stops there: an object may hold millions of mistakes
 
 _RULES: Final[dict[tuple[str, str], Callable[[Object], Causes]]] = {
     ("", "Pod"): pods.pod,
@@ -65,21 +68,24 @@ def _rules(resource: Resource, obj: Object) -> Causes:
 
 
 def validate_create(resource: Resource, obj: dict[str, Any]) -> list[Cause]:
-    """Everything wrong with a new object (name already generated, namespace set)."""
-    return [*_meta(resource, obj), *_rules(resource, obj)]
+    """What is wrong with a new object (name already generated, namespace set): at most FOUND_MAX causes."""
+    return list(islice(chain(_meta(resource, obj), _rules(resource, obj)), FOUND_MAX))
 
 
 def validate_update(resource: Resource, new: dict[str, Any], old: dict[str, Any]) -> list[Cause]:
-    """Everything wrong with replacing `old` by `new`; both carry their system metadata."""
-    causes = [
-        *meta.object_meta_update(new.get("metadata", {}), old.get("metadata", {})),
-        *_meta(resource, new),
-        *_rules(resource, new),
-    ]
-    update_rules = _UPDATE_RULES.get((resource.group, resource.kind))
-    if update_rules is not None:
-        causes += update_rules(new, old)
-    return causes
+    """What is wrong with replacing `old` by `new`; both carry their system metadata. At most FOUND_MAX causes."""
+    update_rules = _UPDATE_RULES.get((resource.group, resource.kind), _no_rules)
+    causes = chain(
+        meta.object_meta_update(new.get("metadata", {}), old.get("metadata", {})),
+        _meta(resource, new),
+        _rules(resource, new),
+        update_rules(new, old),
+    )
+    return list(islice(causes, FOUND_MAX))
+
+
+def _no_rules(new: Object, old: Object) -> Causes:
+    return iter(())
 
 
 def check_create(resource: Resource, obj: dict[str, Any]) -> None:

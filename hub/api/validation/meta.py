@@ -7,12 +7,13 @@ from typing import Any, Final
 
 from hub.api.selectors import from_object
 from hub.api.validation import names
-from hub.errors import Cause, duplicate, forbidden, invalid, not_supported, required, too_long
+from hub.errors import Cause, duplicate, forbidden, invalid, not_supported, quote, required, too_long
 
 Object = dict[str, Any]
 Causes = Iterator[Cause]
 
 ANNOTATIONS_BYTES_MAX: Final = 256 * 1024
+FINALIZERS_SHOWN: Final = 10
 IMMUTABLE: Final = "field is immutable"
 NEGATIVE: Final = "must be greater than or equal to 0"
 _STANDARD_FINALIZERS: Final = ("orphan", "foregroundDeletion", "kubernetes")
@@ -125,9 +126,9 @@ def _finalizers(finalizers: list[str]) -> Causes:
 def object_meta_update(new: Object, old: Object) -> Causes:
     """What an update must not change in metadata."""
     if old.get("deletionTimestamp"):
-        fresh = [f for f in new.get("finalizers", []) if f not in old.get("finalizers", [])]
+        fresh = sorted(set(new.get("finalizers", [])) - set(old.get("finalizers", [])))
         if fresh:
-            shown = ", ".join(f'"{f}"' for f in sorted(fresh))
+            shown = ", ".join(quote(f) for f in fresh[:FINALIZERS_SHOWN])
             yield forbidden(
                 "metadata.finalizers",
                 "no new finalizers can be added if the object is being deleted, found new finalizers "

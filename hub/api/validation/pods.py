@@ -221,8 +221,13 @@ def _settled(spec: Object) -> Object:
     return out
 
 
-def _untimed(toleration: Object) -> Object:
-    return {k: v for k, v in toleration.items() if k != "tolerationSeconds"}
+def _names(spec: Object, field: str) -> set[str]:
+    return {item.get("name", "") for item in spec.get(field, [])}
+
+
+def _untimed(toleration: Object) -> tuple[str, ...]:
+    """What must stay of a toleration; its tolerationSeconds may change."""
+    return tuple(toleration.get(field, "") for field in ("key", "operator", "value", "effect"))
 
 
 def pod_update(new: Object, old: Object) -> Causes:
@@ -238,14 +243,13 @@ def pod_update(new: Object, old: Object) -> Causes:
     elif after is not None and before is not None and after > before:
         text = "must be less than or equal to previous value"
         yield invalid("spec.activeDeadlineSeconds", after, text)
-    tolerated = [_untimed(t) for t in spec.get("tolerations", [])]
+    tolerated = {_untimed(t) for t in spec.get("tolerations", [])}
     if any(_untimed(t) not in tolerated for t in was.get("tolerations", [])):
         yield forbidden(
             "spec.tolerations",
             "existing toleration can not be modified except its tolerationSeconds",
         )
-    gates = [g for g in spec.get("schedulingGates", []) if g not in was.get("schedulingGates", [])]
-    if gates:
+    if _names(spec, "schedulingGates") - _names(was, "schedulingGates"):
         yield forbidden("spec.schedulingGates", "only deletion is allowed, but found new scheduling gate")
     now, then = _settled(spec), _settled(was)
     grace = spec.get("terminationGracePeriodSeconds")
