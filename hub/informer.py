@@ -118,23 +118,14 @@ class Informer(Generic[V]):
         return deltas
 
     async def _relist(self) -> int:
-        start, end = self._prefix, prefix_end(self._prefix)
-        found: dict[tuple[str, str], Entry[V]] = {}
-        revision: int | None = None
-        at: str | None = start
-        while at is not None:
-            page = await self._store.page(at, end, revision=revision, limit=LIST_PAGE)
-            revision, at = page.revision, page.next_key
-            for kv in page.items:
-                entry = self._entry(kv.key, kv.value, kv.mod_revision)
-                found[entry.key] = entry
-            await asyncio.sleep(0)  # a long list must not stall heartbeats
-        assert revision is not None
+        found, revision = await self._list()
         deltas: list[Delta[V]] = []
         for old in self.cache:
-            if old.key not in found:
+            entry = found.get(old.key)
+            if entry is None or entry.meta.uid != old.meta.uid:
                 self.cache.drop(old.key)
-                deltas.append(Delta("DELETED", old, old, revision))
+                gone_at = revision if entry is None else entry.revision
+                deltas.append(Delta("DELETED", old, old, gone_at))
         for key, entry in found.items():
             held = self.cache.get(*key)
             if held is None or held.revision != entry.revision:
@@ -144,6 +135,29 @@ class Informer(Generic[V]):
         self._history_after = revision
         await self._advance(deltas, revision)
         return revision
+
+    async def _list(self) -> tuple[dict[tuple[str, str], Entry[V]], int]:
+        """Everything at one revision, and which; begins again when that is compacted away meanwhile."""
+        while True:
+            try:
+                return await self._list_once()
+            except Compacted as gone:
+                log.warning("informer of %s lists again: %s", self.resource.resource, gone)
+                await asyncio.sleep(0)
+
+    async def _list_once(self) -> tuple[dict[tuple[str, str], Entry[V]], int]:
+        found: dict[tuple[str, str], Entry[V]] = {}
+        revision: int | None = None
+        at: str | None = self._prefix
+        while at is not None:
+            page = await self._store.page(at, prefix_end(self._prefix), revision=revision, limit=LIST_PAGE)
+            revision, at = page.revision, page.next_key
+            for kv in page.items:
+                entry = self._entry(kv.key, kv.value, kv.mod_revision)
+                found[entry.key] = entry
+            await asyncio.sleep(0)  # a long list must not stall heartbeats
+        assert revision is not None
+        return found, revision
 
     def _entry(self, key: str, value: bytes, revision: int) -> Entry[V]:
         partition, namespace, name = split_object_key(key)

@@ -101,6 +101,22 @@ async def test_orphan_finds_the_dependents_that_the_cache_does_not_show_yet() ->
         assert "ownerReferences" not in (await hub.get(PODS, "child"))["metadata"]
 
 
+async def test_foreground_waits_for_dependents_that_the_cache_does_not_show_yet() -> None:
+    async with running(Hub(lag=50)) as hub:
+        hub.kubelet.cut_off = {"edge"}
+        owner = await hub.create(CONFIGMAPS, config_map("owner"))
+        await hub.settle()
+        child = pod("child", nodeName="edge")
+        child["metadata"]["ownerReferences"] = config_map("x", owner, blockOwnerDeletion=True)["metadata"][
+            "ownerReferences"
+        ]
+        await hub.create(PODS, child)
+        await hub.delete(CONFIGMAPS, "owner", propagation="Foreground")
+        await hub.settle()
+        assert (await hub.get(CONFIGMAPS, "owner"))["metadata"]["finalizers"] == ["foregroundDeletion"]
+        assert (await hub.get(PODS, "child"))["metadata"]["deletionTimestamp"]
+
+
 async def test_an_object_with_two_owners_goes_with_the_last() -> None:
     async with running() as hub:
         first = await hub.create(CONFIGMAPS, config_map("first"))
