@@ -6,7 +6,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from hub.objects import JOINTOKENS, NAMESPACES, PODS
+from hub.api.kinds import kind_of
+from hub.objects import CONFIGMAPS as CONFIGMAPS_RESOURCE
+from hub.objects import JOINTOKENS, NAMESPACES, PODS, Resource
+from hub.registry import Stored
 from tests.hub import serving
 from tests.hub.serving import CONFIGMAPS, DEPLOYMENTS, Hub, Object, configmap, deployment, pod
 
@@ -158,6 +161,61 @@ async def test_a_write_that_changes_nothing_makes_no_revision(hub: Hub) -> None:
     made = await hub.created(DEPLOYMENTS, deployment("d"))
     again = await hub.call("PUT", f"{DEPLOYMENTS}/d", deployment("d"))
     assert again.json == made
+
+
+async def test_the_order_of_fields_is_no_change(hub: Hub) -> None:
+    made = await hub.created(CONFIGMAPS, configmap("a") | {"data": {"x": "1", "y": "2"}})
+    other = {key: made[key] for key in reversed(made)} | {"data": {"y": "2", "x": "1"}}
+    assert (await hub.call("PUT", f"{CONFIGMAPS}/a", other)).json == made
+
+
+async def test_a_patch_that_meets_a_concurrent_write_is_applied_to_what_that_wrote(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hub.created(CONFIGMAPS, configmap("a"))
+    replace, raced = hub.registry.replace, []
+
+    async def race(res: Resource, stored: Stored, obj: Object) -> Stored:
+        if not raced:
+            raced.append(await replace(res, stored, {**stored.obj(), "data": {"theirs": "1"}}))
+        return await replace(res, stored, obj)
+
+    monkeypatch.setattr(hub.registry, "replace", race)
+    reply = await hub.call("PATCH", f"{CONFIGMAPS}/a", {"data": {"ours": "1"}}, content_type=MERGE)
+    assert reply.json["data"] == {"ours": "1", "theirs": "1"}
+    raced.clear()
+    scale = f"{DEPLOYMENTS}/d/scale"
+    await hub.created(DEPLOYMENTS, deployment("d"))
+
+    async def race_labels(res: Resource, stored: Stored, obj: Object) -> Stored:
+        if not raced:
+            other = stored.obj()
+            other["metadata"]["labels"] = {"theirs": "1"}
+            raced.append(await replace(res, stored, other))
+        return await replace(res, stored, obj)
+
+    monkeypatch.setattr(hub.registry, "replace", race_labels)
+    assert (await hub.call("PATCH", scale, {"spec": {"replicas": 5}}, content_type=MERGE)).status == 200
+    found = (await hub.get(f"{DEPLOYMENTS}/d")).json
+    assert (found["spec"]["replicas"], found["metadata"]["labels"]) == (5, {"theirs": "1"})
+
+
+def test_the_version_is_spliced_into_stored_bytes_whatever_their_order() -> None:
+    kind = kind_of(CONFIGMAPS_RESOURCE)
+    ours = b'{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"a"},"data":{"x":"\\u00e9"}}'
+    assert ours.startswith(kind.head)
+    for raw in (
+        ours,
+        b'{"metadata":{"name":"a"},"kind":"ConfigMap","apiVersion":"v1"}',
+        b'{"metadata":{"name":"a"}}',
+    ):
+        obj = json.loads(kind.encode(raw, 7))
+        assert obj == kind.decode(raw, 7)
+        assert (obj["kind"], obj["apiVersion"], obj["metadata"]["resourceVersion"]) == (
+            "ConfigMap",
+            "v1",
+            "7",
+        )
 
 
 async def test_only_a_change_of_spec_raises_the_generation(hub: Hub) -> None:
