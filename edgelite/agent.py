@@ -117,9 +117,11 @@ class Agent(Owner):
         self.report_builder = NodeReport(
             host, membership.node, data_dir, config.pods_max, config.labels, runtime_name
         )
-        self.report_builder.load_conditions(
-            json.loads(self.journal.get("meta/conditions") or b"{}"), host.wall()
-        )
+        stored = self.journal.get("meta/conditions")
+        self.report_builder.load_conditions(json.loads(stored or b"{}"), host.wall())
+        conditions = compact(self.report_builder.conditions)
+        if conditions != stored:
+            self._write([("meta/conditions", conditions)])
         self.report_builder.address = (self.journal.get("meta/address") or b"").decode()
         self.runtime = parts.runtime(runtime_name, self.loop, JournalState(self.journal, "run/runtime/"))
         self.report_builder.runtime_version = self.runtime.facts()["version"]

@@ -72,6 +72,8 @@ class Link:
         self._closing: "Close | None" = None
         self._broken: "ChannelError | None" = None
         self._again = False
+        self._ticket: "ssl.SSLSession | None" = None
+        self._ticket_context: "ssl.SSLContext | None" = None
         self.session: "Session | None" = None
         self.task: "Task | None" = None
         self.state = "waiting"
@@ -178,7 +180,10 @@ class Link:
     def _open(self, address: str) -> Channel:
         try:
             split_address(address)
-            return Channel(self._loop, self._owner.context(), self._server_name)
+            context = self._owner.context()
+            if context is not self._ticket_context:
+                self._ticket, self._ticket_context = None, context  # a ticket belongs to its context
+            return Channel(self._loop, context, self._server_name, self._ticket)
         except (OSError, ValueError) as error:  # the certificate's files, or a bad address
             raise ChannelError("failed", "cannot connect to %s: %s" % (address, error)) from error
 
@@ -192,6 +197,9 @@ class Link:
             self._streams.close_all()
             self._streams = None
         if self._channel is not None:
+            # A connection that got no WELCOME is no reason to trust its ticket.
+            welcomed = session is not None and session.welcomed_at is not None
+            self._ticket = self._channel.ticket() if welcomed else None
             self._channel.close()
             self._channel = None
 

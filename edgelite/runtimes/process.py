@@ -496,6 +496,7 @@ class ProcessRuntime(Runtime):
             if c.find_workload(proc):
                 self._watch(c, c.work)
             return
+        c.shim = NOBODY  # whoever has that pid now is somebody else
         if here and c.written("pid") is None:
             # Intended, or forked and never released: it did not begin, so there was no such attempt.
             self._kill_all(c)

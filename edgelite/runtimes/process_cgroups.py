@@ -38,6 +38,8 @@ def quantity(text: "str | int | float") -> float:
     """A Kubernetes quantity ("500m", "64Mi", "1e3", 2) as a number. Raises ValueError."""
     if not isinstance(text, str):
         return float(text)
+    if " " in text:
+        raise ValueError("%r is no quantity" % text)
     end = len(text)
     while end and text[end - 1].isalpha():
         end -= 1

@@ -114,20 +114,21 @@ class Writer:
             raise failure
 
     def _mint_into(self, obj: Object) -> str:
-        """Makes the token of a JoinToken; returns its text. The object gets the record, and its id as a label and, when
-        it has none, as its name."""
+        """Makes the token of a JoinToken; returns its text. The object gets the record, and the token's id as its name:
+        that is how whoever joins finds it."""
         defaults.apply(kind_of(objects.JOINTOKENS).schema, obj)
         meta = obj["metadata"]
-        unnamed = not meta.get("name") and not meta.get("generateName")
+        if meta.get("name") or meta.get("generateName"):
+            raise errors.BadRequest(
+                "a JoinToken is named by its token's id: leave metadata.name and generateName out"
+            )
         # What is wrong with the spec is said in the API's words, before a token is made of it.
-        probe = {**obj, "metadata": {**meta, "name": meta.get("name") or "token"}}
+        probe = {**obj, "metadata": {**meta, "name": "token"}}
         validation.check_create(kind_of(objects.JOINTOKENS).schema, probe)
         if self._mint is None:
             raise errors.ServiceUnavailable("this hub makes no join tokens: it has no certificate authority")
         record, text = self._mint(obj["spec"])
-        if unnamed:
-            meta["name"] = record["id"]
-        meta.setdefault("labels", {})[objects.TOKEN_ID_LABEL] = record["id"]
+        meta["name"] = record["id"]
         obj["status"] = {"expires": _rfc3339(record["expires"]), "redeemed": 0}
         obj["status"] = with_record(obj, record)["status"]
         return text

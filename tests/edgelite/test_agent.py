@@ -238,7 +238,25 @@ def test_a_reconnect_with_a_matching_digest_says_hello_and_nothing_more(hub, sta
     again.send(wire.PING)
     again.expect(wire.PONG)
     assert hello["conn"] == 2
+    assert again.channel.session_reused
     assert again.received_bytes < 700
+
+
+def test_a_restart_does_not_report_the_same_node_again(hub, start):
+    class Later(Host):
+        def wall(self):
+            return time.time() + 100
+
+    agent = start()
+    connection, _ = joined(hub)
+    reports(connection, "node")
+    connection.send(wire.PING)
+    connection.expect(wire.PONG)
+    agent.stop()
+    start(host=Later())
+    connection, _ = joined(hub)
+    connection.send(wire.PING)
+    assert connection.expect(wire.PONG) == b""
 
 
 def test_reports_are_resent_after_every_reconnect_until_stored(hub, start):
@@ -499,8 +517,8 @@ def test_only_one_agent_uses_a_data_directory(tmp_path):
 def test_the_status_file_tells_where_the_agent_is(hub, start, tmp_path):
     agent = start()
     joined(hub)
-    until(lambda: agent.agent.link.state == "connected")
-    status = json.loads((tmp_path / "node" / "status.json").read_text())
-    assert (status["state"], status["node"]) == ("connected", "n1")
+    path = tmp_path / "node" / "status.json"
+    status = until(lambda: [s for s in [json.loads(path.read_text())] if s["state"] == "connected"])[0]
+    assert (status["node"], status["hub"]) == ("n1", hub.address)
     agent.stop()
     assert not (tmp_path / "node" / "status.json").exists()

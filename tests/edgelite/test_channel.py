@@ -114,6 +114,22 @@ def test_a_megabyte_at_once_is_received_in_bounded_pieces(loop, hub, tmp_path):
     made.close()
 
 
+def test_a_second_connection_resumes_the_first(loop, hub, tmp_path):
+    context = credentials.client_context(str(tmp_path / "node"))
+    ticket = None
+    for expected in (False, True):
+        made = Channel(loop, context, "hub." + DOMAIN, ticket)
+        thread, box = hub.accept_in_thread()
+        run(loop, made.connect(*split_address(hub.address), loop.now() + 10))
+        thread.join()
+        box[0].send(wire.PING)
+        run(loop, collect(loop, made, 8))
+        assert made.resumed is expected
+        assert box[0].channel.getpeercert()["subjectAltName"]
+        ticket = made.ticket()
+        made.close()
+
+
 def test_a_slow_hub_is_given_up_at_the_bound(loop, hub, tmp_path):
     made, _ = connected(loop, hub, tmp_path)
     made.send(bytes(OUT_BYTES_MAX))
