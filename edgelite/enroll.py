@@ -69,9 +69,9 @@ _VERIFY_NAME = 62  # X509_V_ERR_HOSTNAME_MISMATCH
 def join(
     hub: str,
     token: str,
+    name: "str | None",
+    labels: "Mapping[str, str]",
     data_dir: str,
-    name: "str | None" = None,
-    labels: "Mapping[str, str] | None" = None,
     entropy: "Callable[[int], bytes]" = os.urandom,
     timeout_s: float = TIMEOUT_S,
 ) -> "dict[str, Any]":
@@ -105,7 +105,7 @@ def join(
         "token": ticket.text(),
         "csr": csr,
         "name": name,
-        "labels": dict(labels or {}),
+        "labels": dict(labels),
         "info": {"os": sys.platform, "arch": _arch()},
     }
     channel = _connect(
