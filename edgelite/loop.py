@@ -57,7 +57,12 @@ class Task:
 class Loop:
     """Runs tasks until `stop`. Bound: TASKS_MAX tasks; `spawn` raises RuntimeError above it."""
 
-    def __init__(self, on_crash: "Callable[[Task, BaseException], None] | None" = None) -> None:
+    def __init__(
+        self,
+        on_crash: "Callable[[Task, BaseException], None] | None" = None,
+        on_interrupt: "Callable[[], None] | None" = None,
+    ) -> None:
+        self._on_interrupt = on_interrupt
         self._tasks: "list[Task]" = []
         self._stopping = False
         self._on_crash = on_crash
@@ -113,6 +118,11 @@ class Loop:
         self._stopping = True
         _write_byte(self._wake_w)
 
+    def interrupt(self) -> None:
+        """Makes the loop call `on_interrupt` in its next turn: the way from a signal handler, which may touch
+        nothing else of the loop."""
+        _write_byte(self._wake_w)
+
     @property
     def stopping(self) -> bool:
         return self._stopping
@@ -155,6 +165,8 @@ class Loop:
         ready = dict(poller.poll(0 if woken else _milliseconds(timeout_s)))
         if self._wake_r in ready:
             _drain(self._wake_r)
+            if self._on_interrupt is not None:
+                self._on_interrupt()
         at = now()
         for task in list(self._tasks):
             wait = task.wait

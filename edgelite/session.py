@@ -229,6 +229,10 @@ class Session:
         dead = self._dead_at()
         return dead if self.state == "hello" else min(dead, self._next_ping)
 
+    def set_heartbeat(self, seconds: float) -> None:
+        """Another heartbeat interval from now on, within HEARTBEAT_MIN_S and HEARTBEAT_MAX_S."""
+        self.heartbeat_s = min(max(seconds, HEARTBEAT_MIN_S), HEARTBEAT_MAX_S)
+
     def renew(self, csr_pem: str) -> "list[Any]":
         """Asks for a new certificate; the answer is a Renewed action."""
         self._send(wire.RENEW, {"csr": csr_pem})
@@ -259,8 +263,7 @@ class Session:
                 "the hub chose protocol %r, this agent speaks %d to %d; update the older of the two"
                 % (proto, wire.PROTOCOL_MIN, wire.PROTOCOL_MAX)
             )
-        heartbeat = float(fields["heartbeat"])
-        self.heartbeat_s = min(max(heartbeat, HEARTBEAT_MIN_S), HEARTBEAT_MAX_S)
+        self.set_heartbeat(float(fields["heartbeat"]))
         self.window = min(max(int(fields["window"]), 1), WINDOW_MAX)
         self.features = list(fields.get("features") or [])
         self.welcomed_at = now
@@ -282,7 +285,7 @@ class Session:
         self.hold_reason = reason
         resync = False
         if claim is not None and not reason:
-            resync = self._accept(claim)
+            resync = self._accept(claim, fields.get("confirmed"))
             if sync == "diff":
                 self._send_pairs()
         self._out.append(Welcomed(reason, resync, float(fields.get("time") or 0)))
@@ -297,10 +300,12 @@ class Session:
         parted = claim.parted_from(held)
         return parted + "; nothing is changed here before `cloudhub confirm`" if parted else ""
 
-    def _accept(self, claim: Claim) -> bool:
+    def _accept(self, claim: Claim, confirmed: object) -> bool:
         """Journals the claim; True when all status has to be reported anew."""
         held = self._desired.claim
-        anew = held is not None and (claim.gen != held.gen or bool(claim.parted_from(held)))
+        anew = held is not None and (
+            confirmed == held.id or claim.gen != held.gen or bool(claim.parted_from(held))
+        )
         if not claim.same(held):
             self._staged_claim = claim
             self._writes.append((CLAIM, compact(claim.as_json())))

@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from hub.cache import Cache, Entry, HasMeta, Indexer, by_namespace, by_node, by_owner
 from hub.objects import PODS, Keys, Resource, split_object_key
-from hub.store.base import Compacted, Event, Store, prefix_end
+from hub.store.base import Compacted, Event, Store, WatchBatch, prefix_end
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,32 @@ class Informer(Generic[V]):
         if revision < self._history_after:
             return None
         return [d for d in self._history if d.revision > revision]
+
+    def deltas_of(self, batch: WatchBatch) -> list[Delta[V]]:
+        """A batch of the store's past as deltas, without touching the cache. Where the state before is compacted away
+        a change looks like ADDED."""
+        before: dict[tuple[str, str], Entry[V]] = {}
+        after: dict[tuple[str, str], Entry[V]] = {}
+        for event in batch.events:
+            if event.prev is not None:
+                entry = self._entry(event.key, event.prev.value, event.prev.mod_revision)
+                before[entry.key] = entry
+            if event.kv is not None:
+                entry = self._entry(event.key, event.kv.value, batch.revision)
+                after[entry.key] = entry
+        deltas: list[Delta[V]] = []
+        for key, old in before.items():
+            new = after.get(key)
+            if new is None or new.meta.uid != old.meta.uid:
+                deltas.append(Delta("DELETED", old, old, batch.revision))
+                if new is not None:
+                    deltas.append(Delta("ADDED", new, None, batch.revision))
+            else:
+                deltas.append(Delta("MODIFIED", new, old, batch.revision))
+        deltas.extend(
+            Delta("ADDED", new, None, batch.revision) for key, new in after.items() if key not in before
+        )
+        return deltas
 
     async def _relist(self) -> int:
         start, end = self._prefix, prefix_end(self._prefix)

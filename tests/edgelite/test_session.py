@@ -4,7 +4,7 @@ import json
 
 from edgelite import wire
 from edgelite.actions import Apply, Bundle, Close, Delivered, Note, Renewed, Send, Stream, Welcomed
-from edgelite.desired import Desired, digest_of, version_of
+from edgelite.desired import Claim, Desired, digest_of, version_of
 from edgelite.journal import Journal, JournalError
 from edgelite.session import Identity, Session
 from edgelite.upstream import Upstream
@@ -332,6 +332,14 @@ def test_another_store_a_lower_generation_and_a_lower_epoch_are_refused_until_co
     assert parted(gen=0)
     assert parted(epoch=6, id="c6")
     assert parted(id="x7")
+
+
+def test_a_refused_claim_is_explained():
+    held = Claim("s1", 1, 5, 7, "c7")
+    assert "epoch 6, this node has seen 7" in Claim("s1", 1, 5, 6, "c6").parted_from(held)
+    assert "two hubs own slot 5" in Claim("s1", 1, 5, 7, "x").parted_from(held)
+    assert "generation 0" in Claim("s1", 0, 5, 9, "x").parted_from(held)
+    assert Claim("s1", 1, 5, 7, "c7").parted_from(held) == ""
 
 
 def test_a_newer_epoch_another_slot_and_a_higher_generation_are_accepted():

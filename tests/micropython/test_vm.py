@@ -1,7 +1,7 @@
 """edgelite's pure modules and its journal run unmodified in a real MicroPython VM, with the tests CPython runs.
 
 Which files: those in tests/edgelite whose docstring says that they run "in the MicroPython VM". The VM comes from npm
-(package.json pins it); CLOUDHUB_MICROPYTHON names the folder it was installed into.
+(package.json pins it); CLOUDHUB_MICROPYTHON names the folder it was installed into, $CLOUDHUB_CACHE/micropython otherwise.
 """
 
 import ast
@@ -32,7 +32,8 @@ def portable() -> dict[str, list[str]]:
 
 
 def vm() -> Path:
-    folder = Path(os.environ.get("CLOUDHUB_MICROPYTHON") or Path.home() / ".cache/cloudhub/micropython")
+    cache = Path(os.environ.get("CLOUDHUB_CACHE") or Path.home() / ".cache/cloudhub")
+    folder = Path(os.environ.get("CLOUDHUB_MICROPYTHON") or cache / "micropython")
     package = folder / "node_modules/@micropython/micropython-webassembly-pyscript/package.json"
     if not shutil.which("node") or not package.exists():
         pytest.fail(

@@ -1,0 +1,755 @@
+"""The `process` runtime: containers are process trees on the host. The image is not used. [Linux]
+
+How a container is made is told in process_spawn, its surroundings in process_launcher, what of a Pod is
+honoured in process_fields. Here: starting, watching, stopping and finding again.
+
+Invariants: a container runs at most once, whatever kills the agent when. The intent (attempt and a random launch id) and
+then the shim's identity are durable before the shim does anything; until then it waits for the agent and dies with it.
+An end is decided once, and its Status kept, when nothing of the container runs any more. Every end is handed out once:
+by the `stop` that waited for it, else by `changes`, or by `recover` when it came while no agent ran.
+"""
+
+import os
+import select
+import signal
+import time
+
+from edgelite import __version__
+from edgelite.logfiles import LOOK_S, LogFile, Reader
+from edgelite.loop import POLLIN, Wait
+from edgelite.loop import now as clock
+from edgelite.runtimes import process_plan, process_proc, process_review, process_spawn
+from edgelite.runtimes.base import Runtime, RuntimeFailure
+from edgelite.runtimes.process_cgroups import Cgroups
+from edgelite.runtimes.process_container import NOBODY, UNKNOWN_EXIT, Container, parse
+from edgelite.runtimes.process_proc import Process, Snapshot
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from typing import Any
+
+    from edgelite.runtimes.base import Launch, LogSink, State, Status
+    from edgelite.runtimes.process_review import Abilities
+
+START_S = 30.0  # for the launcher's report: a mount of a dead file server must not hold a start for ever
+SHIM_S = 5.0  # after the workload's end, for the shim to write the rest of the output
+UNKILLABLE_S = 10.0  # after SIGKILL, for processes in uninterruptible sleep
+RETRY_S = 0.03
+UNWATCHED_S = 0.5  # how often processes are looked at where there is no pidfd
+OUTPUT_BYTES = 10240
+
+
+class Config:
+    """Options of the runtime.
+
+    allow_privileged: whether pods may use root, hostPath, hostNetwork and the like. default_uid, default_gid: as whom
+    containers run when the agent is root and the pod does not say. log_bytes x log_files: size and number of log files of a
+    container; all logs together at most log_share of their disk. pids_max: processes and threads per container."""
+
+    __slots__ = (
+        "allow_privileged",
+        "default_gid",
+        "default_uid",
+        "log_bytes",
+        "log_files",
+        "log_share",
+        "pids_max",
+    )
+
+    def __init__(
+        self,
+        allow_privileged: bool = False,
+        default_uid: int = 65534,
+        default_gid: int = 65534,
+        log_bytes: int = 10 << 20,
+        log_files: int = 3,
+        log_share: float = 0.1,
+        pids_max: int = 4096,
+    ) -> None:
+        self.allow_privileged = allow_privileged
+        self.default_uid = default_uid
+        self.default_gid = default_gid
+        self.log_bytes = log_bytes
+        self.log_files = log_files
+        self.log_share = log_share
+        self.pids_max = pids_max
+
+
+class Host:
+    """Where things are on this machine; tests put others in. namespaces, cgroups: None to find out."""
+
+    __slots__ = ("cgroups", "namespaces", "pidfd", "proc", "python", "shell")
+
+    def __init__(
+        self,
+        proc: str = "/proc",
+        shell: str = "/bin/sh",
+        python: str = "",
+        namespaces: "str | None" = None,
+        cgroups: "Cgroups | None" = None,
+        pidfd: bool = True,
+    ) -> None:
+        self.proc = proc
+        self.shell = shell
+        self.python = python or process_spawn.default_python()
+        self.namespaces = namespaces
+        self.cgroups = cgroups
+        self.pidfd = pidfd
+
+
+class ProcessRuntime(Runtime):
+    """See the module's docstring, and Runtime for the interface.
+
+    state: the durable map; data_dir: the agent's, an own folder `process` is made in it; boot_id: differs after a reboot."""
+
+    name = "process"
+
+    def __init__(
+        self,
+        state: "State",
+        data_dir: str,
+        boot_id: str,
+        config: "Config | None" = None,
+        host: "Host | None" = None,
+    ) -> None:
+        self._state = state
+        self._boot = boot_id
+        self._config = config or Config()
+        self._host = host or Host()
+        directory = os.path.join(os.path.realpath(data_dir), "process")
+        os.makedirs(directory, 0o700, exist_ok=True)
+        self._programs = process_spawn.Programs(directory, self._host.shell, self._host.python)
+        self._cgroups = self._host.cgroups or Cgroups("%08x" % _crc(directory))
+        self._namespaces = self._host.namespaces
+        if self._namespaces is None:
+            self._namespaces = process_spawn.probe_namespaces(self._programs.root_dir)
+        self._attempts: "dict[tuple[str, str], list[Container]]" = {}  # newest last, at most two and one starting
+        self._active: "list[Container]" = []
+        self._by_fd: "dict[int, Container]" = {}
+        self._unreaped: "set[int]" = set()
+        self._doomed: "list[Process]" = []  # killed by `recover`, which waits for their end
+        self._looked_at = 0.0
+        self._epoll = select.epoll()
+        self._wake_r, self._wake_w = os.pipe()
+        os.set_blocking(self._wake_r, False)
+        os.set_blocking(self._wake_w, False)
+        self._epoll.register(self._wake_r, select.EPOLLIN)
+
+    def close(self) -> None:
+        """Lets go of descriptors. What runs goes on running; a runtime made anew with the same state adopts it."""
+        for fd in list(self._by_fd):
+            os.close(fd)
+        self._by_fd.clear()
+        self._epoll.close()
+        os.close(self._wake_r)
+        os.close(self._wake_w)
+        self._cgroups.close()
+
+    def facts(self) -> "dict[str, str]":
+        return {"version": "process://" + __version__}
+
+    def review(self, pod: "dict[str, Any]") -> "tuple[list[str], list[str]]":
+        return process_review.review(pod, self._abilities())
+
+    def _abilities(self) -> "Abilities":
+        config = self._config
+        return process_review.Abilities(
+            os.geteuid(),
+            os.getegid(),
+            os.getgroups(),
+            self._namespaces or "none",
+            self._cgroups.limits,
+            config.allow_privileged,
+            config.default_uid,
+            config.default_gid,
+        )
+
+    # Starting
+
+    def start(self, launch: "Launch") -> "Generator[Wait, bool, Status]":
+        c = self._new(launch)
+        child = self._fork(c, launch)
+        try:
+            report = yield from _read_report(child.report, clock() + START_S)
+            ready, rest = _parse_report(report)
+            if ready and not rest:
+                c.find_workload(self._host.proc)
+                self._watch(c, c.work)
+                return c.running()
+        finally:
+            # Also when cancelled: then it runs, or ends, and `changes` reports it.
+            child.close()
+            c.starting = False
+            self._wake()
+        self._watch(c, NOBODY)
+        yield from self._undo(c)
+        reason, _, message = (rest or _silence(report)).partition("\0")
+        raise RuntimeFailure(reason, message)
+
+    def _new(self, launch: "Launch") -> Container:
+        uid, name = launch.pod["uid"], launch.container["name"]
+        attempts = self._attempts.get((uid, name), [])
+        if attempts and attempts[-1].status is None:
+            raise RuntimeFailure(
+                "CreateContainerError", "container %s is still running; stop it first" % name
+            )
+        if not launch.command:
+            text = "container %s needs a command: the process runtime does not use the image" % name
+            raise RuntimeFailure("CreateContainerConfigError", text)
+        directory = os.path.join(os.path.realpath(launch.pod_dir), "process", name, str(launch.attempt))
+        c = Container(uid, name, launch.attempt, os.urandom(16).hex(), directory, self._boot)
+        c.starting = True
+        return c
+
+    def _fork(self, c: Container, launch: "Launch") -> process_spawn.Child:
+        """Everything up to the shim's start. Raises RuntimeFailure, with nothing left behind."""
+        try:
+            spec = self._prepare(c, launch)
+            self._state.put(c.key, c.record())
+            reaper = not self._cgroups.tracking
+            child = process_spawn.fork_shim(
+                self._programs, c.launch, c.directory, c.path("log"), spec, reaper
+            )
+            self._unreaped.add(child.pid)
+            try:
+                found = process_proc.read(child.pid, self._host.proc)
+                c.shim = (child.pid, found.start if found is not None else 0)
+                c.started_at = time.time()
+                self._state.put(c.key, c.record())
+                child.release()
+            except BaseException:
+                child.close()  # the shim sees it and ends without having done anything
+                raise
+        except RuntimeFailure:
+            self._forget(c)
+            raise
+        except Exception as error:
+            self._forget(c)
+            text = "cannot start container %s: %s: %s" % (c.name, type(error).__name__, error)
+            raise RuntimeFailure("CreateContainerError", text) from error
+        self._attempts.setdefault((c.uid, c.name), []).append(c)
+        self._active.append(c)
+        self._watch(c, c.shim)
+        self._wake()
+        return child
+
+    def _prepare(self, c: Container, launch: "Launch") -> "dict[str, Any]":
+        can = self._abilities()
+        self._prune(c)
+        try:
+            user = process_review.identify(launch.pod["spec"], launch.container, "container " + c.name, can)
+            limits = process_plan.limits(launch.container, self._config.pids_max)
+        except (process_review.Refused, ValueError) as error:
+            raise RuntimeFailure("CreateContainerConfigError", str(error)) from error
+        _remove_tree(c.directory)
+        os.makedirs(c.directory, 0o700)
+        spec = process_plan.specification(launch, c.launch, c.directory, user, can, self._programs.root_dir)
+        spec["cgroups"] = self._cgroups.create(c.group, limits)
+        return spec
+
+    def _prune(self, c: Container) -> None:
+        """Forgets attempts before the previous one, whose log and end are kept; its working directory is not."""
+        attempts = self._attempts.get((c.uid, c.name), [])
+        for old in attempts[:-1] + [o for o in attempts[-1:] if o.attempt == c.attempt]:
+            self._forget(old)
+            attempts.remove(old)
+        for old in attempts:
+            _remove_tree(old.path("work"))
+
+    def _undo(self, c: Container) -> "Generator[Wait, bool, None]":
+        """After a failed start: waits until nothing of it runs, and forgets that there was an attempt."""
+        c.starting = True  # nobody else's business
+        deadline = clock() + SHIM_S
+        while process_proc.alive(c.shim[0], c.shim[1], self._host.proc):
+            if clock() >= deadline:
+                self._kill_all(c)
+            yield Wait(-1, 0, clock() + RETRY_S)
+        self._kill_all(c)
+        self._drop(c)
+        self._attempts[(c.uid, c.name)].remove(c)
+        self._forget(c)
+
+    def _kill_all(self, c: Container) -> None:
+        """Shim included, found by marks: for starts and ends that did not go as they should."""
+        self._cgroups.kill(c.group)
+        snapshot = Snapshot(self._host.proc)
+        for process in snapshot.workload(c.launch, 0, 0) + snapshot.shim(c.launch):
+            process_proc.send(process, signal.SIGKILL, self._host.proc)
+
+    def _forget(self, c: Container) -> None:
+        self._cgroups.remove(c.group)
+        _remove_tree(c.directory)
+        self._state.delete(c.key)
+
+    # Watching
+
+    def changes(self, deadline: "float | None") -> "Generator[Wait, bool, list[Status]]":
+        while True:
+            ended = self._settle()
+            if ended:
+                return ended
+            if deadline is not None and clock() >= deadline:
+                return []
+            yield Wait(self._epoll.fileno(), POLLIN, self._wake_at(deadline))
+
+    def _wake_at(self, deadline: "float | None") -> "float | None":
+        times = [] if deadline is None else [deadline]
+        if self._active:
+            times.append(self._looked_at + LOOK_S)
+        if any(c.ending_at for c in self._active):
+            times.append(clock() + RETRY_S)
+        if any(not c.fds and not c.starting for c in self._active):
+            times.append(clock() + UNWATCHED_S)
+        return min(times) if times else None
+
+    def _settle(self) -> "list[Status]":
+        """Moves everything on by what has happened, without waiting; returns the ends nobody has been told of."""
+        self._poll()
+        snapshots: "list[Snapshot]" = []
+        for c in list(self._active):
+            self._advance(c, snapshots)
+        self._look()
+        for pid in list(self._unreaped):
+            self._reap(pid)
+        ended = []
+        for c in [a for attempts in self._attempts.values() for a in attempts[-1:]]:
+            if c.status is not None and not c.reported and not c.stops:
+                c.reported = True
+                ended.append(c.status)
+        return ended
+
+    def _poll(self) -> None:
+        for fd, _ in self._epoll.poll(0):
+            if fd == self._wake_r:
+                os.read(fd, 4096)
+            else:
+                self._unwatch(fd)
+
+    def _advance(self, c: Container, snapshots: "list[Snapshot]") -> None:
+        """Decides the end of one container. snapshots: [] or the one already taken in this pass."""
+        if c.starting:
+            return
+        proc = self._host.proc
+        if not c.ending_at:
+            if len(c.fds) == 2:
+                return  # both pidfds are silent
+            if process_proc.alive(c.shim[0], c.shim[1], proc):
+                if c.work == NOBODY and c.find_workload(proc):
+                    self._watch(c, c.work)
+                if c.work == NOBODY and c.written("pid") is None:
+                    return
+                if process_proc.alive(c.work[0], c.work[1], proc):
+                    return
+            c.ending_at = clock()
+        left = self._members(c, snapshots)
+        shim = process_proc.alive(c.shim[0], c.shim[1], proc)
+        overdue = clock() - c.ending_at
+        if left and overdue < UNKILLABLE_S:
+            self._kill(c, left)
+        elif shim and overdue < SHIM_S:
+            pass
+        elif shim and overdue < UNKILLABLE_S:
+            self._kill_all(c)
+        else:
+            self._end(c, left)
+
+    def _members(self, c: Container, snapshots: "list[Snapshot]") -> "list[Process]":
+        """The processes of the workload, without the shim and its logger."""
+        proc = self._host.proc
+        if self._cgroups.tracking and c.boot == self._boot:
+            found = [process_proc.read(pid, proc) for pid in self._cgroups.pids(c.group)]
+            if c.work != NOBODY and process_proc.alive(c.work[0], c.work[1], proc):
+                found.append(process_proc.read(c.work[0], proc))
+            return [p for p in found if p is not None and p.state not in "ZX"]
+        if not snapshots:
+            snapshots.append(Snapshot(proc))
+        session = c.work[0] if process_proc.alive(c.work[0], c.work[1], proc) else 0
+        shim = c.shim[0] if process_proc.alive(c.shim[0], c.shim[1], proc) else 0
+        members = snapshots[0].workload(c.launch, session, shim)
+        members = [p for p in members if process_proc.alive(p.pid, p.start, proc)]
+        if members:
+            snapshots.clear()  # what is there next time has to be seen anew
+        return members
+
+    def _kill(self, c: Container, members: "list[Process]") -> None:
+        self._cgroups.kill(c.group)
+        for process in members:
+            process_proc.send(process, signal.SIGKILL, self._host.proc)
+
+    def _end(self, c: Container, left: "list[Process]") -> None:
+        code = c.written("exit")
+        finished_at = time.time()
+        message = ""
+        if code is None:
+            code, reason = UNKNOWN_EXIT, "ContainerStatusUnknown"
+            message = "its shim was killed, so nothing recorded how it ended; what was left of it was killed"
+            self._kill_all(c)
+        else:
+            finished_at = os.stat(c.path("exit")).st_mtime
+            reason = "Completed" if code == 0 else "Error"
+            if code and self._cgroups.oom_killed(c.group):
+                reason, message = "OOMKilled", "the kernel killed it for its memory limit"
+        if left:
+            message = "%d of its processes cannot be killed, first %d" % (len(left), left[0].pid)
+        self._conclude(c, c.exited(code, reason, message, finished_at))
+
+    def _conclude(self, c: Container, status: "Status") -> None:
+        c.status = status
+        if c.log is not None:
+            c.log.look(time.time())
+            c.log = None
+        self._drop(c)
+        self._cgroups.remove(c.group)
+        self._state.put(c.key, c.record())
+
+    def _look(self) -> None:
+        """Samples and rotates the logs of what runs, once a second."""
+        if clock() - self._looked_at < LOOK_S:
+            return
+        self._looked_at = clock()
+        for c in self._active:
+            if c.log is None:
+                c.log = self._log(c)
+            c.log.look(time.time())
+
+    def _log(self, c: Container) -> LogFile:
+        """With the share of the disk that all logs may take divided among the containers."""
+        config = self._config
+        bound = config.log_bytes
+        try:
+            disk = os.statvfs(c.directory)
+            share = disk.f_frsize * disk.f_blocks * config.log_share
+            bound = int(min(bound, share / (2 * config.log_files * max(1, len(self._attempts)))))
+        except FileNotFoundError:
+            pass  # removed meanwhile: there is nothing to rotate
+        return LogFile(c.path("log"), max(65536, bound), config.log_files)
+
+    def _watch(self, c: Container, who: "tuple[int, int]") -> None:
+        fd = process_proc.watch(who[0], who[1], self._host.proc) if self._host.pidfd else -1
+        if fd >= 0:
+            c.fds.append(fd)
+            self._by_fd[fd] = c
+            self._epoll.register(fd, select.EPOLLIN)
+
+    def _unwatch(self, fd: int) -> None:
+        c = self._by_fd.pop(fd)
+        c.fds.remove(fd)
+        self._epoll.unregister(fd)
+        os.close(fd)
+
+    def _drop(self, c: Container) -> None:
+        for fd in list(c.fds):
+            self._unwatch(fd)
+        if c in self._active:
+            self._active.remove(c)
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_w, b".")
+        except BlockingIOError:
+            pass  # full: it wakes anyway
+
+    def _reap(self, pid: int) -> None:
+        try:
+            if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                return
+        except ChildProcessError:
+            pass  # somebody else's, or reaped
+        self._unreaped.discard(pid)
+
+    # Finding again
+
+    def recover(self) -> "Generator[Wait, bool, list[Status]]":
+        for key, value in self._state.items():
+            c = parse(key, value)
+            self._attempts.setdefault((c.uid, c.name), []).append(c)
+        for attempts in self._attempts.values():
+            attempts.sort(key=lambda c: c.attempt)
+        snapshot = Snapshot(self._host.proc)
+        for attempts in list(self._attempts.values()):
+            for c in [c for c in attempts if c.status is None]:
+                self._find(c, snapshot)
+        while any(c.ending_at or c.work == NOBODY for c in self._active):
+            self._poll()
+            snapshots: "list[Snapshot]" = []
+            for c in list(self._active):
+                self._advance(c, snapshots)
+            yield Wait(-1, 0, clock() + RETRY_S)
+        deadline = clock() + UNKILLABLE_S
+        while self._doomed and clock() < deadline:
+            self._doomed = [p for p in self._doomed if process_proc.alive(p.pid, p.start, self._host.proc)]
+            yield Wait(-1, 0, clock() + RETRY_S)
+        newest = [attempts[-1] for attempts in self._attempts.values() if attempts]
+        for c in newest:
+            c.reported = c.status is not None
+        return [c.status or c.running() for c in newest]
+
+    def _find(self, c: Container, snapshot: Snapshot) -> None:
+        """Adopts what runs, and brings to an end what does not run as recorded."""
+        proc = self._host.proc
+        here = c.boot == self._boot
+        ours = here and process_proc.alive(c.shim[0], c.shim[1], proc)
+        if ours and process_proc.marks(c.shim[0], proc)[1] == c.launch:
+            self._active.append(c)
+            self._watch(c, c.shim)
+            if c.find_workload(proc):
+                self._watch(c, c.work)
+            return
+        if here and c.written("pid") is None:
+            # Intended, or forked and never released: it did not begin, so there was no such attempt.
+            self._kill_all(c)
+            self._attempts[(c.uid, c.name)].remove(c)
+            self._forget(c)
+            return
+        if here:
+            self._active.append(c)
+            c.ending_at = clock()
+            c.work = (-1, 0)
+            return
+        self._after_reboot(c, snapshot)
+
+    def _after_reboot(self, c: Container, snapshot: Snapshot) -> None:
+        """Nothing of before can run, unless only the boot id is new (a moved or thawed machine): then it ends here."""
+        code = c.written("exit")
+        for process in snapshot.workload(c.launch, 0, 0) + snapshot.shim(c.launch):
+            process_proc.send(process, signal.SIGKILL, self._host.proc)
+            self._doomed.append(process)
+        if code is None:
+            message = "the machine was restarted while it ran, so nothing recorded how it ended"
+            status = c.exited(UNKNOWN_EXIT, "ContainerStatusUnknown", message, time.time())
+        else:
+            reason = "Completed" if code == 0 else "Error"
+            status = c.exited(code, reason, "", os.stat(c.path("exit")).st_mtime)
+        self._conclude(c, status)
+
+    # Stopping
+
+    def stop(self, uid: str, container: str, grace_s: float) -> "Generator[Wait, bool, Status]":
+        c = self._newest(uid, container)
+        c.stops += 1
+        try:
+            kill_at = clock() + grace_s
+            told = False
+            while c.status is None:
+                if not c.starting:
+                    self._poll()
+                    self._advance(c, [])
+                    if not told and c.status is None:
+                        told = True
+                        self._tell(c, signal.SIGTERM)
+                    if c.status is None and clock() >= kill_at and not c.ending_at:
+                        self._kill(c, self._members(c, []))
+                    if c.status is not None:
+                        break
+                yield from self._await_end(c, kill_at)
+            c.reported = True
+            return c.status
+        finally:
+            c.stops -= 1
+            self._wake()
+
+    def _tell(self, c: Container, number: int) -> None:
+        for process in self._members(c, []):
+            process_proc.send(process, number, self._host.proc)
+
+    def _await_end(self, c: Container, kill_at: float) -> "Generator[Wait, bool, None]":
+        """Until the workload has ended or it is time to look again."""
+        quiet = not c.ending_at and not c.starting and clock() < kill_at
+        fd = process_proc.watch(c.work[0], c.work[1], self._host.proc) if quiet and self._host.pidfd else -1
+        try:
+            if fd >= 0:
+                yield Wait(fd, POLLIN, kill_at)
+            else:
+                yield Wait(-1, 0, clock() + RETRY_S)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def _newest(self, uid: str, container: str) -> Container:
+        attempts = self._attempts.get((uid, container))
+        if not attempts:
+            raise RuntimeFailure(
+                "NotFound", "container %s of pod %s has not been started here" % (container, uid)
+            )
+        return attempts[-1]
+
+    def remove(self, uid: str) -> "Generator[Wait, bool, None]":
+        for key in [k for k in self._attempts if k[0] == uid]:
+            if self._attempts[key] and self._attempts[key][-1].status is None:
+                yield from self.stop(uid, key[1], 0.0)
+            for c in self._attempts.pop(key):
+                self._forget(c)
+                _remove_tree(os.path.dirname(c.directory))
+                _rmdir(os.path.dirname(os.path.dirname(c.directory)))
+
+    # Looking inside
+
+    def exec(
+        self, uid: str, container: str, argv: "list[str]", timeout_s: float
+    ) -> "Generator[Wait, bool, tuple[int, bytes]]":
+        c = self._newest(uid, container)
+        if c.status is not None or c.starting or c.ending_at:
+            raise RuntimeFailure("ExecFailed", "container %s is not running" % container)
+        if not argv:
+            raise RuntimeFailure("ExecFailed", "exec needs a command")
+        try:
+            spec = process_spawn.read_spec(c.shim[0], self._host.proc)
+            child = process_spawn.fork_exec(self._programs, c.launch, c.work[0], argv, spec)
+        except (OSError, ValueError) as error:
+            raise RuntimeFailure(
+                "ExecFailed", "cannot enter container %s: %s" % (container, error)
+            ) from error
+        output = b""
+        try:
+            output, code = yield from self._attend(child, clock() + timeout_s)
+        finally:
+            report = _read_all(child.report)
+            child.close()
+            self._end_session(child.pid)
+        if code is None:
+            raise RuntimeFailure("Timeout", "%s did not end within %g s" % (argv[0], timeout_s))
+        ready, rest = _parse_report(report)
+        if rest or not ready:
+            reason, _, message = (rest or _silence(report)).partition("\0")
+            raise RuntimeFailure(reason, message)
+        return code, output
+
+    def _attend(
+        self, child: process_spawn.Child, deadline: float
+    ) -> "Generator[Wait, bool, tuple[bytes, int | None]]":
+        """Collects the output until the command ends; None for its code when it did not in time."""
+        output = bytearray()
+        os.set_blocking(child.output, False)
+        pidfd = os.pidfd_open(child.pid) if self._host.pidfd and hasattr(os, "pidfd_open") else -1
+        both = select.epoll()
+        try:
+            both.register(child.output, select.EPOLLIN)
+            if pidfd >= 0:
+                both.register(pidfd, select.EPOLLIN)
+            open_output = True
+            while True:
+                pid, status = os.waitpid(child.pid, os.WNOHANG)
+                open_output = open_output and _drain(child.output, output)
+                if pid:
+                    return bytes(output), _exit_code(status)
+                if clock() >= deadline:
+                    return bytes(output), None
+                if not open_output:
+                    both = _without(both, child.output, pidfd)
+                wake = deadline if pidfd >= 0 else min(deadline, clock() + RETRY_S)
+                yield Wait(both.fileno(), POLLIN, wake)
+        finally:
+            both.close()
+            if pidfd >= 0:
+                os.close(pidfd)
+
+    def _end_session(self, pid: int) -> None:
+        """What an exec leaves in its own session ends with it."""
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+        self._unreaped.add(pid)
+        self._reap(pid)
+
+    def logs(
+        self, uid: str, container: str, options: "dict[str, Any]", out: "LogSink"
+    ) -> "Generator[Wait, bool, None]":
+        c = self._newest(uid, container)
+        if options.get("previous"):
+            attempts = self._attempts[(uid, container)]
+            if len(attempts) < 2:
+                raise RuntimeFailure("NotFound", "container %s has no previous attempt" % container)
+            c = attempts[-2]
+        if c.log is None:
+            log = self._log(c)
+            if c.status is None:
+                c.log = log
+        else:
+            log = c.log
+        yield from Reader(log, options).stream(out, lambda: c.status is not None)
+
+
+def _read_report(fd: int, deadline: float) -> "Generator[Wait, bool, bytes]":
+    data = b""
+    while len(data) < 65536:
+        ready = yield Wait(fd, POLLIN, deadline)
+        if not ready:
+            return b"RunContainerError\0it did not get going within %d s" % int(START_S)
+        more = os.read(fd, 4096)
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _parse_report(data: bytes) -> "tuple[bool, str]":
+    """(the launcher reached exec, what went wrong as "reason NUL message" or "")."""
+    if data.startswith(b"ready "):
+        return True, data.partition(b"\n")[2].decode("utf-8", "replace")
+    return False, data.decode("utf-8", "replace")
+
+
+def _silence(report: bytes) -> str:
+    return "RunContainerError\0the launcher ended without a word; the container's log or the kernel's may tell why"
+
+
+def _read_all(fd: int) -> bytes:
+    os.set_blocking(fd, False)
+    found = bytearray()
+    _drain(fd, found, 65536)
+    return bytes(found)
+
+
+def _drain(fd: int, into: bytearray, limit: int = OUTPUT_BYTES) -> bool:
+    """Reads what is there, keeps the first `limit` bytes; False at the end."""
+    for _ in range(64):
+        try:
+            data = os.read(fd, 16384)
+        except BlockingIOError:
+            return True
+        if not data:
+            return False
+        into += data[: max(0, limit - len(into))]
+    return True
+
+
+def _without(both: "select.epoll", fd: int, pidfd: int) -> "select.epoll":
+    try:
+        both.unregister(fd)
+    except FileNotFoundError:
+        pass
+    return both
+
+
+def _exit_code(status: int) -> int:
+    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def _crc(text: str) -> int:
+    import binascii
+
+    return binascii.crc32(text.encode())
+
+
+def _remove_tree(path: str) -> None:
+    """Removes a directory with what is in it, following no link; one that is not there is fine."""
+    if not os.path.lexists(path):
+        return
+    for _, directories, files, fd in os.fwalk(path, topdown=False, follow_symlinks=False):
+        for name in files:
+            os.unlink(name, dir_fd=fd)
+        for name in directories:
+            try:
+                os.rmdir(name, dir_fd=fd)
+            except NotADirectoryError:
+                os.unlink(name, dir_fd=fd)  # a link to a directory
+    os.rmdir(path)
+
+
+def _rmdir(path: str) -> None:
+    try:
+        os.rmdir(path)
+    except OSError:
+        pass  # other containers of the pod are in it

@@ -1,0 +1,272 @@
+"""Forking: the shim of a container, the launcher for exec, and the probe of what the kernel allows.
+
+A container is three small processes, none of them Python: the workload, its shim and the shim's logger.
+
+    agent ── sh shim.sh            own session; waits for the workload and writes its exit code; outlives the agent
+               ├─ sh, cat          copies the workload's output to the log (a pipe, so that /dev/stdout works, and a full
+               │                   disk costs log lines instead of the workload)
+               └─ the workload     own session; was the launcher until its exec
+
+The shim is a fixed text. What it handles comes as arguments, descriptors and files; the specification, with the environment
+and its secrets, lies in an anonymous memory file that the shim holds as descriptor 9 for as long as it lives, so that it
+never reaches a disk and can be read again (by exec) after a restart of the agent.
+
+A forked shim waits for a byte on the `go` pipe before it becomes anything. The agent sends it once the shim's pid is
+durable; if the agent dies first, the pipe closes and the shim ends having done nothing.
+"""
+
+import fcntl
+import marshal
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+SHIM_MARK = "EDGELITE_SHIM"
+MARK = "EDGELITE_LAUNCH"
+PENDING = (
+    b"--------------\n"  # room for what the shim writes later, taken now: a full disk then loses no exit code
+)
+PR_SET_CHILD_SUBREAPER = 36
+
+SHIM = """\
+# One per container of the process runtime: starts the workload, logs it, records its end. It outlives the agent.
+# $1 python, $2 launcher; the working directory is the attempt's own.
+# Descriptors: 3 log, 4 and 5 the output pipe, 6 report of the launcher, 9 specification.
+( until cat <&4 >&3 3>&- 4<&-; do sleep 1; done ) 5>&- 6>&- 9<&- &
+logger=$!
+"$1" -I -S "$2" run >&5 2>&5 3>&- 4<&- 5>&- &
+workload=$!
+echo "$workload." 1<>pid
+exec 4<&- 5>&- 6>&-
+wait "$workload"
+echo "$?." 1<>exit
+wait "$logger"
+"""
+
+
+class Programs:
+    """The files that a container is started with: written once, named by their content, never changed in place
+    (a running shell reads its script as it goes)."""
+
+    def __init__(self, directory: str, shell: str, python: str) -> None:
+        self.shell = shell
+        self.python = python
+        self.root_dir = os.path.join(directory, "root")  # empty: where a container's own root is put together
+        os.makedirs(self.root_dir, exist_ok=True)
+        source = _source("process_launcher.py")
+        self.shim = _install(directory, "shim", ".sh", SHIM.encode())
+        self.launcher = _install(directory, "launcher", ".py", source)
+
+
+def _source(name: str) -> bytes:
+    """A sibling's source, also from inside a zip archive."""
+    loader: "Any" = globals()["__loader__"]
+    data: bytes = loader.get_data(os.path.join(os.path.dirname(__file__), name))
+    return data
+
+
+def _install(directory: str, name: str, suffix: str, data: bytes) -> str:
+    import binascii
+
+    path = os.path.join(directory, "%s-%08x%s" % (name, binascii.crc32(data), suffix))
+    try:
+        with open(path, "rb") as f:
+            if f.read() == data:
+                return path
+    except FileNotFoundError:
+        pass
+    with open(path + ".new", "wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(path + ".new", path)
+    return path
+
+
+def memory_file(spec: "dict[str, Any]") -> int:
+    """A descriptor of an anonymous file that never lies on a disk and holds the specification. Raises OSError."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("edgelite", os.MFD_CLOEXEC)
+    else:
+        fd = os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)  # noqa: S108  (nameless)
+    data = marshal.dumps(spec, 2)
+    while data:
+        data = data[os.write(fd, data) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def read_spec(shim: int, proc: str) -> "dict[str, Any]":
+    """The specification that a living shim holds. Raises OSError."""
+    with open("%s/%d/fd/9" % (proc, shim), "rb") as f:
+        spec: "dict[str, Any]" = marshal.loads(f.read())  # noqa: S302  (its own)
+    return spec
+
+
+class Child:
+    """A forked process and the agent's ends of its pipes. `close` what is no longer needed."""
+
+    __slots__ = ("go", "output", "pid", "report")
+
+    def __init__(self, pid: int, report: int, go: int, output: int) -> None:
+        self.pid = pid
+        self.report = report  # read end: what the launcher says
+        self.go = go  # write end: one byte lets the shim begin; -1 for exec
+        self.output = output  # read end: the output of exec; -1 for a shim
+
+    def release(self) -> None:
+        os.write(self.go, b"g")
+        self.go = _closed(self.go)
+
+    def close(self) -> None:
+        self.report = _closed(self.report)
+        self.go = _closed(self.go)
+        self.output = _closed(self.output)
+
+
+def _closed(fd: int) -> int:
+    if fd >= 0:
+        os.close(fd)
+    return -1
+
+
+def fork_shim(
+    programs: Programs, launch: str, directory: str, log: str, spec: "dict[str, Any]", reaper: bool
+) -> Child:
+    """Forks the shim; it waits for `Child.release`. Raises OSError when the machine is out of something."""
+    for name in ("pid", "exit"):
+        with open(os.path.join(directory, name), "wb") as f:
+            f.write(PENDING)
+    opened: "list[int]" = []
+    try:
+        go_r, go_w = _pipe(opened)
+        report_r, report_w = _pipe(opened)
+        out_r, out_w = _pipe(opened)
+        null = _keep(opened, os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
+        log_fd = _keep(opened, os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        spec_fd = _keep(opened, memory_file(spec))
+
+        def begin() -> None:
+            os.close(go_w)  # or the end of the agent would not be seen
+            if os.read(go_r, 1) != b"g":
+                os._exit(0)
+            if reaper:
+                _reap_orphans()
+            os.chdir(directory)
+            env = {"PATH": PATH, SHIM_MARK: launch}
+            argv = [programs.shell, programs.shim, programs.python, programs.launcher]
+            os.execve(programs.shell, argv, env)  # noqa: S606
+
+        plan = {0: null, 1: null, 2: log_fd, 3: log_fd, 4: out_r, 5: out_w, 6: report_w, 9: spec_fd}
+        pid = _fork(plan, begin, report_w)
+        opened.remove(report_r)
+        opened.remove(go_w)
+        return Child(pid, report_r, go_w, -1)
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def fork_exec(
+    programs: Programs, launch: str, workload: int, argv: "list[str]", spec: "dict[str, Any]"
+) -> Child:
+    """Forks the launcher for a command inside a running container. Raises OSError."""
+    opened: "list[int]" = []
+    try:
+        report_r, report_w = _pipe(opened)
+        out_r, out_w = _pipe(opened)
+        null = _keep(opened, os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
+        spec_fd = _keep(opened, memory_file(spec))
+
+        def begin() -> None:
+            line = [programs.python, "-I", "-S", programs.launcher, "enter", str(workload)] + argv
+            os.execve(programs.python, line, {"PATH": PATH, SHIM_MARK: launch})  # noqa: S606
+
+        pid = _fork({0: null, 1: out_w, 2: out_w, 6: report_w, 9: spec_fd}, begin, report_w)
+        opened.remove(report_r)
+        opened.remove(out_r)
+        return Child(pid, report_r, -1, out_r)
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def _pipe(opened: "list[int]") -> "tuple[int, int]":
+    """Above the numbers that `_fork` arranges, or the child would lose the one it waits on."""
+    low = os.pipe()
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 20) for fd in low]
+    for fd in low:
+        os.close(fd)
+    opened += high
+    return high[0], high[1]
+
+
+def _keep(opened: "list[int]", fd: int) -> int:
+    opened.append(fd)
+    return fd
+
+
+def _fork(plan: "dict[int, int]", begin: "Callable[[], None]", report: int) -> int:
+    """Forks; the child starts a session, arranges its descriptors as planned and calls `begin`, which does not return.
+    Everything else the agent has open is close-on-exec, as Python opens it."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.setsid()
+        # First out of the way of each other, then into place.
+        moved = {to: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 20) for to, fd in plan.items()}
+        report = moved[6]
+        for to, fd in moved.items():
+            os.dup2(fd, to)
+        begin()
+    except BaseException as error:
+        text = "CreateContainerError\0cannot start a process: %s: %s" % (type(error).__name__, error)
+        os.write(report, text.encode("utf-8", "replace"))
+    finally:
+        os._exit(127)
+
+
+def _reap_orphans() -> None:
+    """Makes this process the parent of orphaned descendants, so that they can be found without a cgroup."""
+    try:
+        import ctypes  # in the forked child only: the agent itself never loads it
+
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    except (ImportError, OSError, AttributeError):
+        pass  # then the mark in their environment is what finds them
+
+
+def probe_namespaces(directory: str) -> str:
+    """What this machine allows: "mount" (the agent is root), "user" (mount namespaces in user namespaces) or
+    "none". Tried in a forked child, which also loads the launcher's imports there instead of here."""
+    wanted = "mount" if os.geteuid() == 0 else "user"
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            from edgelite.runtimes.process_launcher import Libc, Surroundings
+
+            spec = {
+                "mounts": [],
+                "cover": directory,
+                "namespace": wanted,
+                "read_only_root": False,
+                "root_dir": directory,
+            }
+            Surroundings(Libc(), spec).build()
+            code = 0
+        finally:
+            os._exit(code)
+    return wanted if os.waitpid(pid, 0)[1] == 0 else "none"
+
+
+def default_python() -> str:
+    """The interpreter itself, not a virtual environment's link to it: the launcher needs nothing from there."""
+    base: str = getattr(sys, "_base_executable", "") or sys.executable
+    return os.path.realpath(base) if base else ""
