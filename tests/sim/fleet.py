@@ -334,12 +334,16 @@ class Fleet:
     def connect_all(self, nodes: Iterable[SimNode], at_once: int = 50, seconds: float = 120.0) -> None:
         """Connects and waits for every WELCOME, `at_once` handshakes at a time."""
         waiting: list[SimNode] = []
+
+        def answered() -> bool:
+            return any(n.welcome or n.closed for n in waiting)
+
         for node in nodes:
             node.connect()
             waiting.append(node)
             if len(waiting) >= at_once:
-                self.run(lambda some=waiting: any(n.welcome or n.closed for n in some), seconds)  # type: ignore[misc]
-                waiting = [n for n in waiting if not (n.welcome or n.closed)]
+                self.run(answered, seconds)
+                waiting[:] = [n for n in waiting if not (n.welcome or n.closed)]
         self.run(lambda: all(n.welcome or n.closed for n in waiting), seconds)
 
     def start(self) -> None:
