@@ -27,41 +27,6 @@ PING = wire.frame(wire.PING)
 class SimNode:
     """One simulated agent. `claim`, `docs` and `revision` survive reconnects, as a journal would have it."""
 
-    __slots__ = (
-        "acks",
-        "bodies",
-        "boot",
-        "claim",
-        "closed",
-        "conn",
-        "context",
-        "decoder",
-        "docs",
-        "fleet",
-        "goaway",
-        "inc",
-        "limits",
-        "log",
-        "n",
-        "nacks",
-        "name",
-        "out",
-        "pongs",
-        "received_bytes",
-        "report_running",
-        "revision",
-        "sent_bytes",
-        "session",
-        "sets",
-        "shaking",
-        "silent",
-        "sock",
-        "stored",
-        "streams",
-        "synced",
-        "welcome",
-    )
-
     def __init__(self, fleet: "Fleet", name: str, context: ssl.SSLContext) -> None:
         self.fleet = fleet
         self.name = name
