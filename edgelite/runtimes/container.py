@@ -123,7 +123,7 @@ class ContainerRuntime(Runtime):
         self._watcher: "Any" = None
         self.trouble = ""
         try:
-            at_once(self._engine.call("GET", "/version", timeout_s=CONTACT_S))
+            at_once(self._engine.contact(CONTACT_S))
         except (EngineDown, EngineRefused) as error:
             self.trouble = str(error)
 

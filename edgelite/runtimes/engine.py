@@ -1,7 +1,7 @@
 """A container engine that speaks the Docker Engine API over a unix socket, as tasks of `edgelite.loop` see it.
 
 One connection per request: nothing is shared between requests, so a broken one breaks nothing else, and an engine that was
-restarted is simply spoken to again. The API's version is negotiated at first contact (`/version`).
+restarted is simply spoken to again. The API's version is negotiated at first contact (`/_ping`).
 
 Errors: EngineDown when the engine cannot be reached or broke off (whether the request was carried out is then unknown, unless
 `sent` is False); EngineRefused when it answered with an error.
@@ -57,6 +57,11 @@ class Stream:
     @property
     def status(self) -> int:
         return self._answer.status
+
+    @property
+    def headers(self) -> "dict[str, str]":
+        """Under lower-case names."""
+        return self._answer.headers
 
     def close(self) -> None:
         self._sock.close()
@@ -134,6 +139,10 @@ class Engine:
         """The next request negotiates again: the engine may be another one after a restart."""
         self._prefix = ""
 
+    def contact(self, timeout_s: float) -> "Generator[Wait, bool, None]":
+        """Generator. Finds out who it is. Raises EngineDown, EngineRefused."""
+        yield from self._negotiate(clock() + timeout_s)
+
     def call(
         self,
         method: str,
@@ -167,26 +176,23 @@ class Engine:
         return (yield from self._send(method, self._prefix + path, query, body, deadline, headers))
 
     def _negotiate(self, deadline: float) -> "Generator[Wait, bool, None]":
-        stream = yield from self._send("GET", "/version", None, None, deadline, None)
+        # Not /version: Podman takes a second for it.
+        stream = yield from self._send("GET", "/_ping", None, None, deadline, None)
         try:
-            data = yield from stream.whole(deadline)
+            yield from stream.whole(deadline)
         finally:
             stream.close()
-        found = self._parse("GET /version", data)
+        server = stream.headers.get("server", "").partition(" ")[0]  # "Libpod/4.3.1", "Docker/27.1.0"
         try:
-            newest = _version(found["ApiVersion"])
-            oldest = _version(found.get("MinAPIVersion") or found["ApiVersion"])
-            chosen = min(newest, API_NEWEST)
-            text = str(found["Version"])
-            components = [str(c.get("Name")) for c in found.get("Components") or []]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            newest = _version(stream.headers["api-version"])
+        except (KeyError, ValueError) as error:
             raise EngineDown("%s does not speak the Docker Engine API" % self.path, True) from error
-        if chosen < oldest or chosen < API_OLDEST:
-            text = "the engine speaks API versions %d.%d to %d.%d, this agent %d.%d to %d.%d; upgrade the older of them"
-            raise EngineDown(text % (oldest + newest + API_OLDEST + API_NEWEST), True)
-        self._prefix = "/v%d.%d" % chosen
-        self.name = "podman" if any("podman" in c.lower() for c in components) else "docker"
-        self.version = text
+        if newest < API_OLDEST:
+            text = "%s speaks version %d.%d of the Docker Engine API, at least %d.%d is needed; upgrade the engine"
+            raise EngineDown(text % ((server,) + newest + API_OLDEST), True)
+        self._prefix = "/v%d.%d" % min(newest, API_NEWEST)
+        self.name = "podman" if server.lower().startswith("libpod") else "docker"
+        self.version = server.partition("/")[2] or "unknown"
 
     def _send(
         self,
