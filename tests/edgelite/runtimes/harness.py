@@ -141,6 +141,10 @@ class Bench:
     def sh(self, script: str, **options: Any) -> Status:
         return self.start(["/bin/sh", "-c", script], **options)
 
+    def sh_that_is_killed(self) -> None:
+        """Starts a container whose main process is killed by somebody else than the runtime."""
+        self.sh("kill -KILL $$")
+
     def ended(self, uid: str = "u1", name: str = "main") -> Status:
         """Waits for the end of a container as `changes` tells it."""
         limit = now() + DEADLINE_S
