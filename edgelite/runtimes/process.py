@@ -71,7 +71,6 @@ class ProcessRuntime(Runtime):
         self._active: "list[Container]" = []
         self._by_fd: "dict[int, Container]" = {}
         self._unreaped: "set[int]" = set()
-        self._doomed: "list[Process]" = []  # killed by `recover`, which waits for their end
         self._unrecorded: "list[Container]" = []  # ended, and the journal could not take it yet
         self._looked_at = 0.0
         self._epoll = select.epoll()
@@ -426,23 +425,34 @@ class ProcessRuntime(Runtime):
         snapshot = Snapshot(self._host.proc)
         for attempts in list(self._attempts.values()):
             for c in [c for c in attempts if c.status is None]:
-                self._find(c, snapshot)
+                self._find(c)
+        yield from self._kill_strays([c for attempts in self._attempts.values() for c in attempts], snapshot)
         while any(c.ending_at or c.work == NOBODY for c in self._active):
             self._poll()
             snapshots: "list[Snapshot]" = []
             for c in list(self._active):
                 self._advance(c, snapshots)
             yield Wait(-1, 0, clock() + RETRY_S)
-        deadline = clock() + UNKILLABLE_S
-        while self._doomed and clock() < deadline:
-            self._doomed = [p for p in self._doomed if process_proc.alive(p.pid, p.start, self._host.proc)]
-            yield Wait(-1, 0, clock() + RETRY_S)
         newest = [attempts[-1] for attempts in self._attempts.values() if attempts]
         for c in newest:
             c.reported = c.status is not None
         return [c.status or c.running() for c in newest]
 
-    def _find(self, c: Container, snapshot: Snapshot) -> None:
+    def _kill_strays(self, known: "list[Container]", snapshot: Snapshot) -> "Generator[Wait, bool, None]":
+        """Ends whatever belongs to a container that has ended: after a reboot that was none (a moved or thawed machine), its
+        processes still run. Looked at until nothing is left, for what is alive forks."""
+        ended = [c.launch for c in known if c.status is not None]
+        deadline = clock() + UNKILLABLE_S
+        while clock() < deadline:
+            found = [p for launch in ended for p in snapshot.workload(launch, 0, 0) + snapshot.shim(launch)]
+            if not found:
+                return
+            for process in found:
+                process_proc.send(process, signal.SIGKILL, self._host.proc)
+            yield Wait(-1, 0, clock() + RETRY_S)
+            snapshot = Snapshot(self._host.proc)
+
+    def _find(self, c: Container) -> None:
         """Adopts what runs, and brings to an end what does not run as recorded."""
         proc = self._host.proc
         here = c.boot == self._boot
@@ -465,14 +475,10 @@ class ProcessRuntime(Runtime):
             c.ending_at = clock()
             c.work = (-1, 0)
             return
-        self._after_reboot(c, snapshot)
+        self._after_reboot(c)
 
-    def _after_reboot(self, c: Container, snapshot: Snapshot) -> None:
-        """Nothing of before can run, unless only the boot id is new (a moved or thawed machine): then it ends here."""
+    def _after_reboot(self, c: Container) -> None:
         code = c.written("exit")
-        for process in snapshot.workload(c.launch, 0, 0) + snapshot.shim(c.launch):
-            process_proc.send(process, signal.SIGKILL, self._host.proc)
-            self._doomed.append(process)
         if code is None:
             message = "the machine was restarted while it ran, so nothing recorded how it ended"
             status = c.exited(UNKNOWN_EXIT, "ContainerStatusUnknown", message, time.time())
