@@ -47,10 +47,11 @@ async def _serve(pipe: Connection, directory: str, nodes: int) -> None:
     import gc
     import secrets
 
-    from hub.gateway import Gateway, GatewayConfig
+    from hub.gateway import Gateway
     from hub.informer import Informers
     from hub.objects import CONFIGMAPS, NODES, PODS, SECRETS, Keys
     from hub.ownership import Ownership
+    from hub.peers import GatewayConfig
     from hub.registry import Registry, now_rfc3339
     from hub.reports import connected, new_node
     from hub.store.memory import MemoryStore
