@@ -146,6 +146,16 @@ async def test_histories_that_parted_wait_for_an_operator_and_converge_once_conf
         await until(lambda: again.pongs == 1)
         assert len(again.docs) == 1, "nothing is taken away before somebody confirms"
 
+        def confirm_another(node: Object) -> Object:
+            node["metadata"]["annotations"]["cloudhub.dev/confirmed"] = "another claim"
+            return node
+
+        stored = await h.registry.mutate(NODES, "", "edge-1", confirm_another)
+        await h.informers.of(NODES).at_least(stored.revision)
+        again.ping()
+        await until(lambda: again.pongs == 2)
+        assert again.goaway is None, "only the very claim that the node holds can be confirmed"
+
         def confirm(node: Object) -> Object:
             annotations = node["metadata"].setdefault("annotations", {})
             annotations["cloudhub.dev/confirmed"] = annotations["cloudhub.dev/parted"]
@@ -189,6 +199,31 @@ async def test_a_certificate_without_a_node_makes_an_unconfirmed_node_that_gets_
         await until(lambda: edge.goaway is not None)
         await h.connect(edge)
         await until(lambda: len(edge.docs) == 1)
+
+        async def gone() -> bool:
+            return await h.condition("stray", "Unconfirmed") is None
+
+        await eventually(gone)
+
+
+async def test_a_confirmed_node_that_vanished_before_its_first_word_needs_no_second_confirmation(
+    pki: Pki,
+) -> None:
+    async with hub(pki) as h:
+        edge = h.sim("stray")
+        await h.connect(edge)
+
+        def confirm(node: Object) -> Object:
+            annotations = node["metadata"]["annotations"]
+            annotations["cloudhub.dev/confirmed"] = annotations["cloudhub.dev/parted"]
+            return node
+
+        await h.registry.mutate(NODES, "", "stray", confirm)
+        await until(lambda: edge.goaway is not None)
+        assert (await h.connect(edge))["sync"] == "match"  # and it says nothing that would prove it
+        assert await h.condition("stray", "Unconfirmed") is not None
+        assert (await h.connect(edge))["sync"] == "match"
+        edge.report("node", "node", {})
 
         async def gone() -> bool:
             return await h.condition("stray", "Unconfirmed") is None
