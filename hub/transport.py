@@ -7,7 +7,7 @@ Invariants: nothing here blocks longer than one TLS handshake step (about 1 ms),
 those are made before the loop's other callbacks run. What is sent within one turn of the loop leaves in one write.
 `Handler.closed` is called exactly once for every connection that `Handler.connected` has seen.
 
-Why not asyncio's TLS: 25 KB and 14 µs per heartbeat against 37 KB and 30 µs (ARCHITECTURE.md, "Transport").
+Why not asyncio's TLS: 25 KB and 14 µs per heartbeat against 37 KB and 30 µs.
 """
 
 import asyncio
