@@ -25,10 +25,11 @@ from hub.api.server import Config as ApiConfig
 from hub.config import HubConfig, is_wildcard, join_address, names_of_this_host, reachable, split_address
 from hub.controllers.run import Controllers
 from hub.files import write_atomically
-from hub.gateway import Gateway, GatewayConfig
+from hub.gateway import Gateway
 from hub.informer import Informers
 from hub.objects import RESOURCES, Keys
 from hub.ownership import Ownership
+from hub.peers import GatewayConfig
 from hub.registry import Object, Registry
 from hub.store.base import Store, StoreError
 from hub.store.sqlite import SqliteStore
