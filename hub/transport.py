@@ -271,10 +271,11 @@ class EdgePort:
         """Writes what was queued in this turn."""
         self._flush_due = False
         dirty, self._dirty = self._dirty, []
+        write = self._write
         for conn in dirty:
             conn._writing = False
             if conn.state == OPEN:
-                self._write(conn)
+                write(conn)
 
     def sweep(self) -> None:
         """Closes what is past its deadline; to be called every second or so."""
@@ -389,10 +390,10 @@ class EdgePort:
 
     def _read(self, conn: Connection) -> None:
         buffer = self._buffer
-        recv_into, pending = conn.sock.recv_into, conn.sock.pending
+        sock = conn.sock
         for _ in range(READS_PER_TURN):
             try:
-                n = recv_into(buffer)
+                n = sock.recv_into(buffer)
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 return
             except (OSError, ValueError) as failure:
@@ -408,8 +409,9 @@ class EdgePort:
             self._handler.received(conn, bytes(buffer[:n]))
             if conn.state != OPEN:
                 return
-            # What OpenSSL holds already no epoll will report; what the kernel holds it reports again.
-            if not pending():
+            # What OpenSSL holds already no epoll will report; what the kernel holds it reports again. A read takes one
+            # whole record, so that after a shorter one OpenSSL holds nothing.
+            if n < RECV_BYTES or not sock.pending():
                 return
         self._again.append(conn)
         asyncio.get_running_loop().call_soon(self._tick_again)
@@ -446,9 +448,11 @@ class EdgePort:
             conn.backlog_bytes -= n
             self.backlog_bytes -= n
             self.counters.bytes_out += n
-            if conn in self._stalled:
+            if self._stalled and conn in self._stalled:
                 self._stalled[conn] = self._now()
-        if self._stalled.pop(conn, None) is not None:
+            if conn.out is None and conn._chunk is None:
+                break
+        if self._stalled and self._stalled.pop(conn, None) is not None:
             assert self._epoll is not None
             self._epoll.modify(conn.fd, _READ)
 

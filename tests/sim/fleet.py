@@ -27,41 +27,6 @@ PING = wire.frame(wire.PING)
 class SimNode:
     """One simulated agent. `claim`, `docs` and `revision` survive reconnects, as a journal would have it."""
 
-    __slots__ = (
-        "acks",
-        "bodies",
-        "boot",
-        "claim",
-        "closed",
-        "conn",
-        "context",
-        "decoder",
-        "docs",
-        "fleet",
-        "goaway",
-        "inc",
-        "limits",
-        "log",
-        "n",
-        "nacks",
-        "name",
-        "out",
-        "pongs",
-        "received_bytes",
-        "report_running",
-        "revision",
-        "sent_bytes",
-        "session",
-        "sets",
-        "shaking",
-        "silent",
-        "sock",
-        "stored",
-        "streams",
-        "synced",
-        "welcome",
-    )
-
     def __init__(self, fleet: "Fleet", name: str, context: ssl.SSLContext) -> None:
         self.fleet = fleet
         self.name = name
@@ -334,12 +299,16 @@ class Fleet:
     def connect_all(self, nodes: Iterable[SimNode], at_once: int = 50, seconds: float = 120.0) -> None:
         """Connects and waits for every WELCOME, `at_once` handshakes at a time."""
         waiting: list[SimNode] = []
+
+        def answered() -> bool:
+            return any(n.welcome or n.closed for n in waiting)
+
         for node in nodes:
             node.connect()
             waiting.append(node)
             if len(waiting) >= at_once:
-                self.run(lambda some=waiting: any(n.welcome or n.closed for n in some), seconds)  # type: ignore[misc]
-                waiting = [n for n in waiting if not (n.welcome or n.closed)]
+                self.run(answered, seconds)
+                waiting[:] = [n for n in waiting if not (n.welcome or n.closed)]
         self.run(lambda: all(n.welcome or n.closed for n in waiting), seconds)
 
     def start(self) -> None:
