@@ -467,3 +467,10 @@ async def test_stopping_says_when_to_come_back(pki: Pki) -> None:
         await until(lambda: edge.goaway is not None)
         assert edge.goaway is not None and edge.goaway["code"] == "shutdown"
         assert 1.0 <= edge.goaway["retry_s"] <= 5.0
+
+
+async def test_a_taken_edge_port_is_said_as_such(pki: Pki) -> None:
+    async with hub(pki) as first:
+        with pytest.raises(OSError, match="Address already in use"):
+            async with hub(pki, port=first.address[1]):
+                pass
