@@ -147,7 +147,8 @@ class Gateway:
     # -- life -------------------------------------------------------------------------------------------------------
 
     async def start(self) -> tuple[str, int]:
-        """Waits until what this hub knows is not older than its claims (I9), then listens. Returns the address."""
+        """Waits until what this hub knows is not older than its claims (I9), then listens. Returns the address. Raises
+        OSError when it is taken."""
         claimed = max((f.mod_revision for f in map(self.fence, range(self.ownership.slots)) if f), default=0)
         for res in (PODS, CONFIGMAPS, SECRETS, NODES):
             informer = self._informers.of(res)
@@ -188,7 +189,12 @@ class Gateway:
             self.desired.start()
             self.watch.start()
             try:
-                ready.set_result(self.port.open(self.config.host, self.config.port))
+                try:
+                    address = self.port.open(self.config.host, self.config.port)
+                except OSError as failure:
+                    ready.set_exception(failure)
+                    return
+                ready.set_result(address)
                 await self._sweep_until_stopped()
                 await self._farewell()
             finally:

@@ -1,6 +1,6 @@
 """The tables of Pod fields in ARCHITECTURE.md, made from the runtimes' own tables.
 
-    python -m tests.docs.pod_fields      # writes them into ARCHITECTURE.md
+python -m tests.docs.pod_fields      # writes them into ARCHITECTURE.md
 """
 
 from pathlib import Path

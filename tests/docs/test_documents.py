@@ -28,13 +28,17 @@ def test_every_path_that_the_documents_name_exists() -> None:
     for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"):
         for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text()):
             assert (ROOT / target).exists(), f"{name} links to {target}"
-        for path in re.findall(r"`((?:hub|shards|security|observability|edgelite|tests)/[\w/]+\.py)`", (ROOT / name).read_text()):
+        for path in re.findall(
+            r"`((?:hub|shards|security|observability|edgelite|tests)/[\w/]+\.py)`", (ROOT / name).read_text()
+        ):
             assert (ROOT / path).exists(), f"{name} names {path}"
 
 
 def test_help_explains_every_option_with_its_default() -> None:
     def output(*argv: str) -> str:
-        return subprocess.run([sys.executable, "-m", *argv], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            [sys.executable, "-m", *argv], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
 
     serve = output("hub", "serve", "--help")
     for option in OPTIONS:

@@ -70,6 +70,7 @@ def wait_held(cluster: Cluster, agents: list[Agent]) -> None:
     for agent in agents:
         connect_now(agent)
         claim = json.loads(journal_of(agent)[CLAIM])["id"]
+
         def parted(name: str = agent.name, claim: str = claim) -> dict[str, str] | None:
             node = node_of(cluster, name)
             if (node["metadata"].get("annotations") or {}).get(PARTED) != claim:

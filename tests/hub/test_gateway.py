@@ -569,3 +569,10 @@ async def test_five_hundred_pods_for_twenty_nodes_all_come_back_running(pki: Pki
 
         await eventually(running, 20.0)
         assert all(edge.sets == 25 for edge in edges), "each document went out once"
+
+
+async def test_a_taken_edge_port_is_said_as_such(pki: Pki) -> None:
+    async with hub(pki) as first:
+        with pytest.raises(OSError, match="Address already in use"):
+            async with hub(pki, port=first.address[1]):
+                pass
