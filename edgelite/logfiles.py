@@ -7,7 +7,7 @@ interpolated, as are those that came while no agent ran.
 
 Offsets are absolute: they go on over rotations. Rotation is copy-and-truncate, because the writer keeps its descriptor. What is
 written between the last read of the copy and the truncation is lost: some microseconds' worth.
-A file that outgrew its bound between two looks keeps its newest part.
+A file that outgrew twice its bound between two looks keeps its newest part.
 """
 
 import os
@@ -118,7 +118,8 @@ class LogFile:
     def _rotate(self) -> None:
         fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            start = max(0, os.fstat(fd).st_size - self.bytes_max)
+            size = os.fstat(fd).st_size
+            start = size - self.bytes_max if size > 2 * self.bytes_max else 0
             kept = self._copy(fd, start)
             if self.files > 1:
                 for n in range(self.files - 1, 1, -1):

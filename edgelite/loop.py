@@ -5,7 +5,7 @@ the deadline passed first:
 
     ready = yield Wait(fd, POLLIN, deadline)   # a descriptor
     yield Wait(-1, 0, deadline)                # just time
-Sub-tasks compose with `yield from`. Deadlines are absolute seconds on `Loop.now()` (CLOCK_BOOTTIME where there
+Sub-tasks compose with `yield from`; `Loop.wake` resumes a waiting task from another one. Deadlines are absolute seconds on `Loop.now()` (CLOCK_BOOTTIME where there
 is one, so that a suspended machine does not stretch them); None waits for ever.
 
 Invariant: a task never blocks; whatever may block is a descriptor it waits for. An exception that leaves a task
@@ -57,11 +57,18 @@ class Task:
 class Loop:
     """Runs tasks until `stop`. Bound: TASKS_MAX tasks; `spawn` raises RuntimeError above it."""
 
-    def __init__(self, on_crash: "Callable[[Task, BaseException], None] | None" = None) -> None:
+    def __init__(
+        self,
+        on_crash: "Callable[[Task, BaseException], None] | None" = None,
+        on_interrupt: "Callable[[], None] | None" = None,
+    ) -> None:
+        self._on_interrupt = on_interrupt
         self._tasks: "list[Task]" = []
         self._stopping = False
         self._on_crash = on_crash
         self._crash: "BaseException | None" = None
+        self._woken: "list[Task]" = []
+        self.current: "Task | None" = None  # the task whose code runs just now
         self._wake_r, self._wake_w = _pipe()
 
     def now(self) -> float:
@@ -80,6 +87,8 @@ class Loop:
         """Ends a task now: Cancelled is thrown into it."""
         if task is None or task.done:
             return
+        if task is self.current:
+            raise RuntimeError("task %s cannot cancel itself; it returns instead" % task.name)
         task.done = True
         try:
             task.gen.throw(Cancelled())
@@ -88,9 +97,30 @@ class Loop:
         finally:
             task.gen.close()
 
+    def wake(self, task: "Task | None") -> None:
+        """Resumes a waiting task with True in the next turn, whatever it waits for. The task has to look again at
+        what it wants: a wake-up that comes too early or twice is harmless."""
+        if task is not None and not task.done and task.wait is not None and task not in self._woken:
+            self._woken.append(task)
+
+    def close(self) -> None:
+        """Ends every task, newest first, and closes the loop's own descriptors."""
+        import os
+
+        for task in reversed(self._tasks):
+            self.cancel(task)
+        self._tasks = []
+        os.close(self._wake_r)
+        os.close(self._wake_w)
+
     def stop(self) -> None:
         """Makes `run` return after this turn; safe to call from a signal handler."""
         self._stopping = True
+        _write_byte(self._wake_w)
+
+    def interrupt(self) -> None:
+        """Makes the loop call `on_interrupt` in its next turn: the way from a signal handler, which may touch
+        nothing else of the loop."""
         _write_byte(self._wake_w)
 
     @property
@@ -131,17 +161,19 @@ class Loop:
         if nearest is not None:
             left = max(0.0, nearest - now())
             timeout_s = left if timeout_s is None else min(left, timeout_s)
-        # Rounded up: waking a hair too early would spin until the deadline.
-        ready = dict(poller.poll(None if timeout_s is None else int(timeout_s * 1000) + 1))
+        woken, self._woken = self._woken, []
+        ready = dict(poller.poll(0 if woken else _milliseconds(timeout_s)))
         if self._wake_r in ready:
             _drain(self._wake_r)
+            if self._on_interrupt is not None:
+                self._on_interrupt()
         at = now()
         for task in list(self._tasks):
             wait = task.wait
             if wait is None or task.done:
                 continue
             got = ready.get(wait.fd, 0) if wait.fd >= 0 else 0
-            if got & (wait.events | select.POLLERR | select.POLLHUP | select.POLLNVAL):
+            if task in woken or got & (wait.events | select.POLLERR | select.POLLHUP | select.POLLNVAL):
                 self._step(task, True)
             elif wait.deadline is not None and wait.deadline <= at:
                 self._step(task, False)
@@ -149,6 +181,7 @@ class Loop:
     def _step(self, task: Task, ready: bool) -> None:
         if task.done:
             return
+        self.current = task
         try:
             started = task.wait is not None
             task.wait = task.gen.send(ready) if started else next(task.gen)
@@ -163,6 +196,13 @@ class Loop:
             else:
                 self._crash = error
                 self._stopping = True
+        finally:
+            self.current = None
+
+
+def _milliseconds(timeout_s: "float | None") -> "int | None":
+    """Rounded up: waking a hair too early would spin until the deadline. Bounded by what poll takes."""
+    return None if timeout_s is None else min(int(timeout_s * 1000) + 1, 3600000)
 
 
 def now() -> float:

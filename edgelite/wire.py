@@ -124,6 +124,15 @@ class Decoder:
         self._buffer = b""
         self._parts: "dict[int, tuple[int, bytearray]]" = {}
 
+    def held_bytes(self) -> int:
+        """Bytes of unfinished messages; 0 when the decoder is as new."""
+        held = len(self._buffer)
+        if not self._parts:
+            return held
+        for _, parts in self._parts.values():
+            held += HEADER_BYTES + len(parts)
+        return held
+
     def feed(self, data: bytes) -> "list[tuple[int, int, bytes]]":
         """The messages that `data` completes, in order. Raises WireError on a broken or too long frame; a
         length above the bound is refused from the header alone, before any of its body is kept."""

@@ -44,6 +44,11 @@ class Entry(Generic[V]):
     def meta(self) -> Meta:
         return self.view.metadata
 
+    @property
+    def size(self) -> int:
+        """Bytes that the object's JSON takes in memory."""
+        return len(self._blob)
+
     def raw(self) -> bytes:
         """The object's JSON as stored: without resourceVersion, see `obj`."""
         return _decompress(self._blob) if self._packed else self._blob

@@ -14,7 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-CAUSES_MAX: Final = 200  # a hostile object must not make a response of its own size
+# A hostile object must not make a response of its own size.
+CAUSES_MAX: Final = 200
+SHOWN_MAX: Final = 1024
+FIELD_MAX: Final = 512
 
 MODIFIED: Final = (
     "the object has been modified; please apply your changes to the latest version and try again"
@@ -27,8 +30,9 @@ def qualified(name: str, group: str = "") -> str:
 
 
 def quote(value: object) -> str:
-    """A value as field errors show it: strings in double quotes, booleans in lower case, the rest as JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    """A value as field errors show it: strings in double quotes, the rest as JSON; cut after SHOWN_MAX characters."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    return text if len(text) <= SHOWN_MAX else text[:SHOWN_MAX] + "..."
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,10 @@ class Cause:
     reason: str
     message: str
     field: str
+
+    def __post_init__(self) -> None:
+        if len(self.field) > FIELD_MAX:  # keys of maps are part of the path
+            object.__setattr__(self, "field", self.field[:FIELD_MAX] + "...")
 
     def __str__(self) -> str:
         return f"{self.field}: {self.message}"

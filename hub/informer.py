@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from hub.cache import Cache, Entry, HasMeta, Indexer, by_namespace, by_node, by_owner
 from hub.objects import PODS, Keys, Resource, split_object_key
-from hub.store.base import Compacted, Event, Store, prefix_end
+from hub.store.base import Compacted, Event, Store, WatchBatch, prefix_end
 
 log = logging.getLogger(__name__)
 
@@ -91,24 +91,41 @@ class Informer(Generic[V]):
             return None
         return [d for d in self._history if d.revision > revision]
 
+    def deltas_of(self, batch: WatchBatch) -> list[Delta[V]]:
+        """A batch of the store's past as deltas, without touching the cache. Where the state before is compacted away
+        a change looks like ADDED."""
+        before: dict[tuple[str, str], Entry[V]] = {}
+        after: dict[tuple[str, str], Entry[V]] = {}
+        for event in batch.events:
+            if event.prev is not None:
+                entry = self._entry(event.key, event.prev.value, event.prev.mod_revision)
+                before[entry.key] = entry
+            if event.kv is not None:
+                entry = self._entry(event.key, event.kv.value, batch.revision)
+                after[entry.key] = entry
+        deltas: list[Delta[V]] = []
+        for key, old in before.items():
+            new = after.get(key)
+            if new is None or new.meta.uid != old.meta.uid:
+                deltas.append(Delta("DELETED", old, old, batch.revision))
+                if new is not None:
+                    deltas.append(Delta("ADDED", new, None, batch.revision))
+            else:
+                deltas.append(Delta("MODIFIED", new, old, batch.revision))
+        deltas.extend(
+            Delta("ADDED", new, None, batch.revision) for key, new in after.items() if key not in before
+        )
+        return deltas
+
     async def _relist(self) -> int:
-        start, end = self._prefix, prefix_end(self._prefix)
-        found: dict[tuple[str, str], Entry[V]] = {}
-        revision: int | None = None
-        at: str | None = start
-        while at is not None:
-            page = await self._store.page(at, end, revision=revision, limit=LIST_PAGE)
-            revision, at = page.revision, page.next_key
-            for kv in page.items:
-                entry = self._entry(kv.key, kv.value, kv.mod_revision)
-                found[entry.key] = entry
-            await asyncio.sleep(0)  # a long list must not stall heartbeats
-        assert revision is not None
+        found, revision = await self._list()
         deltas: list[Delta[V]] = []
         for old in self.cache:
-            if old.key not in found:
+            entry = found.get(old.key)
+            if entry is None or entry.meta.uid != old.meta.uid:
                 self.cache.drop(old.key)
-                deltas.append(Delta("DELETED", old, old, revision))
+                gone_at = revision if entry is None else entry.revision
+                deltas.append(Delta("DELETED", old, old, gone_at))
         for key, entry in found.items():
             held = self.cache.get(*key)
             if held is None or held.revision != entry.revision:
@@ -118,6 +135,29 @@ class Informer(Generic[V]):
         self._history_after = revision
         await self._advance(deltas, revision)
         return revision
+
+    async def _list(self) -> tuple[dict[tuple[str, str], Entry[V]], int]:
+        """Everything at one revision, and which; begins again when that is compacted away meanwhile."""
+        while True:
+            try:
+                return await self._list_once()
+            except Compacted as gone:
+                log.warning("informer of %s lists again: %s", self.resource.resource, gone)
+                await asyncio.sleep(0)
+
+    async def _list_once(self) -> tuple[dict[tuple[str, str], Entry[V]], int]:
+        found: dict[tuple[str, str], Entry[V]] = {}
+        revision: int | None = None
+        at: str | None = self._prefix
+        while at is not None:
+            page = await self._store.page(at, prefix_end(self._prefix), revision=revision, limit=LIST_PAGE)
+            revision, at = page.revision, page.next_key
+            for kv in page.items:
+                entry = self._entry(kv.key, kv.value, kv.mod_revision)
+                found[entry.key] = entry
+            await asyncio.sleep(0)  # a long list must not stall heartbeats
+        assert revision is not None
+        return found, revision
 
     def _entry(self, key: str, value: bytes, revision: int) -> Entry[V]:
         partition, namespace, name = split_object_key(key)

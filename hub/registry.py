@@ -149,9 +149,7 @@ class Registry:
         try:
             if namespace is not None and res.node_bound:
                 return await self._page_by_name(res, namespace, revision, limit, start_key)
-            prefix = self.keys.objects(res)
-            if namespace is not None:
-                prefix = f"{prefix}{SHARED}/{namespace}/"
+            prefix = self.list_prefix(res, namespace)
             page = await self._store_call(
                 self.store.page(start_key or prefix, prefix_end(prefix), revision=revision, limit=limit)
             )
@@ -160,6 +158,20 @@ class Registry:
         except FutureRevision as ahead:
             raise errors.Expired(str(ahead)) from ahead
         return Listing([_stored(kv) for kv in page.items], page.revision, page.next_key)
+
+    def list_prefix(self, res: Resource, namespace: str | None) -> str:
+        """The prefix of the keys that `page` walks through: its `start_key` and `next_key` begin with it."""
+        if namespace is None:
+            return self.keys.objects(res)
+        if res.node_bound:
+            return self.keys.names(res, namespace)
+        return f"{self.keys.objects(res)}{SHARED}/{namespace}/"
+
+    def page_key(self, res: Resource, namespace: str | None, stored: Stored) -> str:
+        """The `start_key` of a page that begins with `stored`."""
+        if namespace is not None and res.node_bound:
+            return self.keys.name(res, namespace, split_object_key(stored.key)[2])
+        return stored.key
 
     async def _page_by_name(
         self, res: Resource, namespace: str, revision: int | None, limit: int, start_key: str | None

@@ -37,6 +37,11 @@ def api_server_context(
     return context
 
 
+def replace_identity(context: ssl.SSLContext, cert_pem: str, key_pem: str) -> None:
+    """New connections of a listener that cannot change its context show this certificate; the roots stay."""
+    _load_identity(context, cert_pem, key_pem)
+
+
 def client_context(root_pem: str, cert_pem: str | None = None, key_pem: str | None = None) -> ssl.SSLContext:
     """For the CLI and tests: verifies the server by `root_pem`, its name and its usage; shows the given certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

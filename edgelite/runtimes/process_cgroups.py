@@ -38,6 +38,8 @@ def quantity(text: "str | int | float") -> float:
     """A Kubernetes quantity ("500m", "64Mi", "1e3", 2) as a number. Raises ValueError."""
     if not isinstance(text, str):
         return float(text)
+    if " " in text:
+        raise ValueError("%r is no quantity" % text)
     end = len(text)
     while end and text[end - 1].isalpha():
         end -= 1
@@ -266,7 +268,8 @@ def _delegated(top: str, bottom: str) -> "tuple[str, ...]":
 
 
 def _pids(directory: str) -> "list[int]":
-    return [int(line) for line in _lines(os.path.join(directory, "cgroup.procs"))]
+    # 0 stands for processes of another pid namespace: not ours, and to kill, it would mean this process's group.
+    return [int(line) for line in _lines(os.path.join(directory, "cgroup.procs")) if line != "0"]
 
 
 def _lines(path: str) -> "list[str]":

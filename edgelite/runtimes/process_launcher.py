@@ -13,12 +13,17 @@ parent, with everything that the parent held bound again at its place.
 
 import marshal
 import os
-import signal
 import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from typing import Any
+else:
+    try:
+        import _signal as signal  # what `signal` wraps; the wrapper's enums take as long as all the rest here
+    except ImportError:
+        import signal
 
 REPORT_FD = 6
 SPEC_FD = 9
@@ -318,13 +323,25 @@ def main(args: "list[str]") -> None:
     become(libc, spec)
     os.set_inheritable(REPORT_FD, False)
     os.set_inheritable(SPEC_FD, False)
-    os.write(REPORT_FD, b"ready %d\n" % os.getpid())
+    report(b"ready %d\n" % os.getpid())
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     run(argv, dict(spec["env"]))
+
+
+def report(data: bytes) -> None:
+    """Tells the agent; one that has died meanwhile must not keep the workload from running. SIGPIPE is ignored here, as
+    Python does."""
+    try:
+        os.write(REPORT_FD, data)
+    except BrokenPipeError:
+        pass
 
 
 def _reset() -> None:
     """What a program may expect at its start: default signals, none blocked, the usual umask, an ordinary OOM score."""
     for number in range(1, signal.NSIG):
+        if number == signal.SIGPIPE:
+            continue  # once the report is written
         try:
             signal.signal(number, signal.SIG_DFL)
         except (OSError, ValueError):
@@ -367,8 +384,9 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except Failure as failure:
-        os.write(REPORT_FD, ("%s\0%s" % (failure.reason, failure.message)).encode("utf-8", "replace"))
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        report(("%s\0%s" % (failure.reason, failure.message)).encode("utf-8", "replace"))
     except Exception as error:
         text = "CreateContainerError\0starting failed on this machine: %s: %s" % (type(error).__name__, error)
-        os.write(REPORT_FD, text.encode("utf-8", "replace"))
+        report(text.encode("utf-8", "replace"))
     os._exit(127)

@@ -29,12 +29,12 @@ def everywhere(test: Callable[[Bench], None]) -> Any:
     @pytest.mark.parametrize("runtime", RUNTIMES)
     @functools.wraps(test)
     def wrapped(runtime: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-        def run() -> None:
+        def run(directory: str) -> None:
             if runtime == "container":
                 engine = request.getfixturevalue("podman")
-                bench: Bench = ContainerBench(str(tmp_path), engine.socket)
+                bench: Bench = ContainerBench(directory, engine.socket)
             else:
-                bench = Bench(str(tmp_path))
+                bench = Bench(directory)
             if runtime == "process-root-bare":
                 bench.restart(cgroups=no_cgroups(), pidfd=False)
             try:
@@ -43,20 +43,12 @@ def everywhere(test: Callable[[Bench], None]) -> Any:
                 bench.close()
 
         if runtime == "process-user" and ROOT:
-            _open(tmp_path)
             as_user(run)
         else:
-            run()
+            run(str(tmp_path))
 
     del wrapped.__wrapped__  # type: ignore[attr-defined]  # pytest would ask for its arguments
     return wrapped
-
-
-def _open(path: Path) -> None:
-    os.chown(path, 65534, 65534)
-    while path != Path("/tmp") and path != path.parent:
-        path.chmod(path.stat().st_mode | 0o011)
-        path = path.parent
 
 
 @everywhere

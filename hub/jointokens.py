@@ -1,0 +1,31 @@
+"""How a join token lies in the store. [pure]
+
+The object is a JoinToken: `spec` as the client gave it, `status.expires` and `status.redeemed` for people to read, and
+`status.record`: what `security.join` minted and redeems (the secret is in it only as a salted hash). The record is
+not part of the API: `conceal` takes it out of every answer, and the token's text is in the answer to its creation
+alone.
+"""
+
+from typing import Any, Final
+
+Object = dict[str, Any]
+RECORD: Final = "record"
+
+
+def with_record(obj: Object, record: Object) -> Object:
+    """The object as it is stored, with `record` in place of an earlier one."""
+    return {**obj, "status": {**obj.get("status", {}), RECORD: record}}
+
+
+def record(obj: Object) -> Object | None:
+    """The record of a stored object."""
+    found = obj.get("status", {}).get(RECORD)
+    return found if isinstance(found, dict) else None
+
+
+def conceal(obj: Object) -> Object:
+    """The object as clients see it."""
+    status = obj.get("status")
+    if not status or RECORD not in status:
+        return obj
+    return {**obj, "status": {k: v for k, v in status.items() if k != RECORD}}

@@ -1,0 +1,340 @@
+"""What an edge's reports and the channel's own findings make of Node, Pod and Event objects. [pure]
+
+Every function takes a fresh dict and returns the new one, or None to leave the object alone, as `Registry.mutate` wants
+it. Invariant I5: what is not bound to the reporting node raises NotFound, which the gateway answers as `obsolete`.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from hub import errors
+from hub.objects import NODES, PODS, PREFIX
+from security.identity import DEFAULT_TENANT, NodeId
+
+Object = dict[str, Any]
+
+PARTED: Final = f"{PREFIX}/parted"
+CONFIRMED: Final = f"{PREFIX}/confirmed"
+REFUSED: Final = f"{PREFIX}/refused"
+SITE: Final = f"{PREFIX}/site"
+POOL: Final = f"{PREFIX}/pool"
+TENANT: Final = f"{PREFIX}/tenant"
+
+READY, UNCONFIRMED, HISTORY_PARTED, CLONED, DOCUMENTS_REFUSED = (
+    "Ready",
+    "Unconfirmed",
+    "HistoryParted",
+    "CloneDetected",
+    "DocumentsRefused",
+)
+HUB_CONDITIONS: Final = frozenset({READY, UNCONFIRMED, HISTORY_PARTED, CLONED, DOCUMENTS_REFUSED})
+"""Node conditions that a node's own report cannot touch."""
+HUB_POD_CONDITIONS: Final = frozenset({"PodScheduled"})
+PHASES: Final = frozenset({"Pending", "Running", "Succeeded", "Failed", "Unknown"})
+CONDITIONS_MAX: Final = 32
+LABELS_MAX: Final = 64
+
+AGENT_LABELS: Final = frozenset(
+    {
+        "kubernetes.io/arch",
+        "kubernetes.io/hostname",
+        "kubernetes.io/os",
+        f"{PREFIX}/runtime",
+        f"{PREFIX}/board",
+        f"{PREFIX}/agent-version",
+    }
+)
+AGENT_LABEL_PREFIXES: Final = ("node.kubernetes.io/",)
+"""A node names its own hardware; where it belongs (site, pool, tenant, roles, topology) others decide."""
+RESERVED_LABEL: Final = re.compile(r"(^|\.)(kubernetes\.io|k8s\.io|cloudhub\.dev)/")
+_LABEL_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?", re.ASCII)
+_LABEL_PREFIX = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", re.ASCII)
+
+Text = Annotated[str, msgspec.Meta(max_length=1024)]
+Quantities = Annotated[dict[Annotated[str, msgspec.Meta(max_length=317)], Text], msgspec.Meta(max_length=64)]
+
+
+UnixTime = Annotated[float, msgspec.Meta(ge=0.0, le=253402300799.0)]
+
+
+class NodeReport(msgspec.Struct, frozen=True):
+    """The body of a `node` entry."""
+
+    capacity: Quantities | None = None
+    allocatable: Quantities | None = None
+    nodeInfo: Annotated[dict[str, Text], msgspec.Meta(max_length=32)] | None = None
+    addresses: Annotated[list[dict[str, Text]], msgspec.Meta(max_length=64)] | None = None
+    labels: Annotated[dict[str, str], msgspec.Meta(max_length=LABELS_MAX)] | None = None
+    conditions: Annotated[list[dict[str, Text | None]], msgspec.Meta(max_length=CONDITIONS_MAX)] | None = None
+
+
+class EventReport(msgspec.Struct, frozen=True):
+    """The body of an `event` entry."""
+
+    reason: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    message: Annotated[str, msgspec.Meta(max_length=8192)] = ""
+    type: Annotated[str, msgspec.Meta(pattern="^(Normal|Warning)$")] = "Normal"
+    count: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)] = 1
+    first: UnixTime = 0.0
+    last: UnixTime = 0.0
+    field: Annotated[str, msgspec.Meta(max_length=1024)] = ""
+
+
+class PodStatus(msgspec.Struct, frozen=True):
+    """The body of a `pod` entry, as far as the hub checks it; the rest is stored as it is."""
+
+    phase: str = ""
+    conditions: Annotated[list[dict[str, Any]], msgspec.Meta(max_length=CONDITIONS_MAX)] | None = None
+
+
+decode_node = msgspec.json.Decoder(NodeReport).decode
+decode_event = msgspec.json.Decoder(EventReport).decode
+decode_pod = msgspec.json.Decoder(PodStatus).decode
+
+
+# Nodes
+
+
+def new_node(identity: NodeId, *, pool: str = "", labels: Mapping[str, str] | None = None) -> Object:
+    """The Node of an identity. Its site label decides its slot, as the certificate's affinity does."""
+    own = {k: v for k, v in (labels or {}).items() if is_label(k, v) and not RESERVED_LABEL.search(k)}
+    own["kubernetes.io/hostname"] = identity.node
+    if identity.affinity != identity.node:
+        own[SITE] = identity.affinity
+    if pool:
+        own[POOL] = pool
+    if identity.tenant != DEFAULT_TENANT:
+        own[TENANT] = identity.tenant
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": identity.node, "labels": own},
+        "spec": {},
+        "status": {},
+    }
+
+
+def merge_node(node: Object, report: NodeReport) -> Object:
+    """The Node with what its agent says about it."""
+    status = node.setdefault("status", {})
+    for field in ("capacity", "allocatable", "nodeInfo", "addresses"):
+        value = getattr(report, field)
+        if value is not None:
+            status[field] = value
+    labels = node["metadata"].setdefault("labels", {})
+    for key, value in (report.labels or {}).items():
+        if (key in AGENT_LABELS or key.startswith(AGENT_LABEL_PREFIXES)) and is_label(key, value):
+            labels[key] = value
+    if report.conditions is not None:
+        reported = {str(c["type"]): c for c in report.conditions if c.get("type")}
+        kept = [
+            c
+            for c in status.get("conditions") or []
+            if c["type"] not in reported or c["type"] in HUB_CONDITIONS
+        ]
+        status["conditions"] = kept + [c for t, c in reported.items() if t not in HUB_CONDITIONS]
+    return node
+
+
+def set_condition(node: Object, kind: str, status: str, reason: str, message: str, now: str) -> bool:
+    """Sets a Node's condition; the transition time only moves with the status. False when nothing changed."""
+    conditions: list[Object] = node.setdefault("status", {}).setdefault("conditions", [])
+    for held in conditions:
+        if held["type"] == kind:
+            if (held["status"], held.get("reason"), held.get("message")) == (status, reason, message):
+                return False
+            if held["status"] != status:
+                held["lastTransitionTime"] = now
+            held.update(status=status, reason=reason, message=message, lastHeartbeatTime=now)
+            return True
+    conditions.append(
+        {
+            "type": kind,
+            "status": status,
+            "reason": reason,
+            "message": message,
+            "lastHeartbeatTime": now,
+            "lastTransitionTime": now,
+        }
+    )
+    return True
+
+
+def drop_conditions(node: Object, kinds: Iterable[str]) -> None:
+    status, gone = node.setdefault("status", {}), frozenset(kinds)
+    status["conditions"] = [c for c in status.get("conditions") or [] if c["type"] not in gone]
+
+
+def connected(node: Object, now: str) -> Object | None:
+    """The node's agent is here and live."""
+    return node if set_condition(node, READY, "True", "EdgeliteReady", "edgelite is connected", now) else None
+
+
+def silent(node: Object, now: str) -> Object | None:
+    """The node has not been heard of for three heartbeats. Kubernetes' words, since tools look for them."""
+    held = {c["type"]: c for c in (node.get("status") or {}).get("conditions") or []}.get(READY)
+    if held is None:
+        reason, message = "NodeStatusNeverUpdated", "The agent has never connected."
+    else:
+        reason, message = "NodeStatusUnknown", "The agent stopped sending heartbeats."
+    return node if set_condition(node, READY, "Unknown", reason, message, now) else None
+
+
+def on_hold(node: Object, condition: str, reason: str, held: str, now: str) -> Object | None:
+    """Nothing passes between hub and node before somebody confirms `held`, the claim that the node came with."""
+    changed = set_condition(node, condition, "True", condition, reason, now)
+    changed |= set_condition(node, READY, "False", condition, reason, now)
+    annotations = node["metadata"].get("annotations") or {}
+    if annotations.get(PARTED) != held:
+        node["metadata"]["annotations"] = {**annotations, PARTED: held}
+        changed = True
+    return node if changed else None
+
+
+def reunited(node: Object, now: str) -> Object | None:
+    """The node follows this store: takes the conditions and annotations of a parting away."""
+    before = len(node.get("status", {}).get("conditions") or [])
+    drop_conditions(node, (HISTORY_PARTED, UNCONFIRMED))
+    annotations = node["metadata"].get("annotations") or {}
+    left = {k: v for k, v in annotations.items() if k not in (PARTED, CONFIRMED)}
+    changed = len(left) != len(annotations) or before != len(node["status"]["conditions"])
+    if left or annotations:
+        node["metadata"]["annotations"] = left
+    return connected(node, now) or (node if changed else None)
+
+
+def cloned(node: Object, present: bool, now: str) -> Object | None:
+    """Two machines connect with this identity, or no longer."""
+    if not present:
+        before = len(node.get("status", {}).get("conditions") or [])
+        drop_conditions(node, (CLONED,))
+        return node if before != len(node["status"]["conditions"]) else None
+    message = (
+        "two agents connect with this node's identity (a copied data directory or disk image); both are refused. Stop"
+        " one of them, remove its data directory and let it join anew under a name of its own"
+    )
+    return node if set_condition(node, CLONED, "True", "SameIdentityTwice", message, now) else None
+
+
+def documents_refused(node: Object, refused: Mapping[str, tuple[str, str]], now: str) -> Object | None:
+    """The node does not take these documents: (reason, message) by key. Empty takes the condition away."""
+    if not refused:
+        before = len(node.get("status", {}).get("conditions") or [])
+        drop_conditions(node, (DOCUMENTS_REFUSED,))
+        return node if before != len(node["status"]["conditions"]) else None
+    shown = [f"{key}: {reason}: {message}" for key, (reason, message) in sorted(refused.items())[:8]]
+    more = f" and {len(refused) - len(shown)} more" if len(refused) > len(shown) else ""
+    reason = sorted({reason for reason, _ in refused.values()})[0] or "Refused"
+    text = "; ".join(shown)[:4096] + more
+    return node if set_condition(node, DOCUMENTS_REFUSED, "True", reason, text, now) else None
+
+
+def is_label(key: str, value: str) -> bool:
+    """Whether this is a label that Kubernetes takes."""
+    prefix, slash, name = key.rpartition("/")
+    if slash and (_LABEL_PREFIX.fullmatch(prefix) is None or len(prefix) > 253):
+        return False
+    return _LABEL_NAME.fullmatch(name) is not None and (
+        value == "" or (isinstance(value, str) and _LABEL_NAME.fullmatch(value) is not None)
+    )
+
+
+# Pods
+
+
+def merge_pod(node: str, status: Object) -> Callable[[Object], Object | None]:
+    """Puts `status` in place of a Pod's, except for the conditions that are the hub's."""
+
+    def apply(pod: Object) -> Object | None:
+        _check_bound(pod, node)
+        held = pod.get("status") or {}
+        kept = [c for c in held.get("conditions") or [] if c["type"] in HUB_POD_CONDITIONS]
+        reported = [c for c in status.get("conditions") or [] if c.get("type") not in HUB_POD_CONDITIONS]
+        pod["status"] = {**status, "conditions": kept + reported}
+        return pod
+
+    return apply
+
+
+def refuse_pod(node: str, reason: str, message: str) -> Callable[[Object], Object | None]:
+    """The node does not take the pod's document: says so where `kubectl get` shows it."""
+
+    def apply(pod: Object) -> Object | None:
+        _check_bound(pod, node)
+        status = pod.setdefault("status", {})
+        if status.get("phase", "Pending") != "Pending":
+            return None  # an earlier version runs on; the Node's condition tells of the refused one
+        status.update(phase="Pending", reason=reason or "Refused", message=message)
+        return pod
+
+    return apply
+
+
+def release_pod(pod: Object, node: str) -> bool:
+    """A pod that its node reports gone: True when it can be removed now; else it is marked so that whoever takes the
+    last finalizer away removes it. Raises NotFound when it was not being deleted."""
+    _check_bound(pod, node)
+    meta = pod["metadata"]
+    if not meta.get("deletionTimestamp"):
+        raise errors.NotFound(PODS.resource, meta["name"])
+    if meta.get("finalizers"):
+        meta["deletionGracePeriodSeconds"] = 0
+        return False
+    return True
+
+
+def _check_bound(pod: Object, node: str) -> None:
+    if pod["spec"].get("nodeName") != node:
+        raise errors.NotFound(PODS.resource, pod["metadata"]["name"])
+
+
+# Events
+
+
+def new_event(
+    report: EventReport,
+    *,
+    node: str,
+    pod: tuple[str, str, str] | None,
+    node_uid: str,
+    inc: str,
+    n: int,
+    now: str,
+    rfc3339: Callable[[float], str],
+) -> Object:
+    """A core/v1 Event about a pod (namespace, name, UID) or the node itself, under its deterministic name."""
+    if pod is not None:
+        namespace, name, uid = pod
+        about: Object = {
+            "kind": PODS.kind,
+            "namespace": namespace,
+            "name": name,
+            "uid": uid,
+            "apiVersion": "v1",
+        }
+    else:
+        namespace, name, uid = "default", node, node_uid
+        about = {"kind": NODES.kind, "name": name, "uid": uid, "apiVersion": "v1"}
+    if report.field:
+        about["fieldPath"] = report.field
+    mark = hashlib.sha256(f"{uid}\0{inc}\0{n}".encode()).hexdigest()[:16]
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{name[: 253 - 17]}.{mark}", "namespace": namespace},
+        "involvedObject": about,
+        "reason": report.reason,
+        "message": report.message[:1024],
+        "source": {"component": "edgelite", "host": node},
+        "reportingComponent": "edgelite",
+        "reportingInstance": node,
+        "firstTimestamp": rfc3339(report.first) if report.first > 0 else now,
+        "lastTimestamp": rfc3339(report.last) if report.last > 0 else now,
+        "count": report.count,
+        "type": report.type,
+        "eventTime": None,
+    }

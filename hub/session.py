@@ -1,0 +1,481 @@
+"""The hub's end of one node's connection, without sockets, clocks or tasks. [pure]
+
+Messages go in, actions come out. The desired documents are read from `Shared.docs` when there is room to send them, so
+a session remembers only keys that wait and what is in flight; a document that changes five times while it waits is
+sent once.
+
+Invariants: before WELCOME, and on hold, no document is sent and no report taken (I9). At most one version of a key is
+in flight, at most `window` keys and `window_bytes` bytes. ConfigMaps and Secrets go before the pods that use them, and
+are deleted after them. Whatever a peer sends, `receive` raises nothing: the worst is a `Close` action.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import msgspec
+import orjson
+
+from edgelite import wire
+from edgelite.desired import digest_of, valid_key
+from hub.documents import Document
+from hub.hello import Answer, decode_hello, protocol_of
+from hub.messages import (
+    PONG,
+    Action,
+    Close,
+    Confirmed,
+    Greeted,
+    Left,
+    Refusals,
+    Renew,
+    Report,
+    Roots,
+    Send,
+    StreamClosed,
+    StreamData,
+    decode_acks,
+    decode_close,
+    decode_csr,
+    decode_goaway,
+    decode_nack,
+    decode_pairs,
+    decode_report,
+)
+from security.policy import NODE, admit
+
+REFUSALS_MAX: Final = 64
+"""Refused documents remembered for the node's condition."""
+PAIRS_MAX: Final = 8
+RENEWALS_MAX: Final = 16
+STREAM_IDS_END: Final = 65536
+MESSAGE_CHARS_MAX: Final = 1024
+UNANSWERED_MAX: Final = 4096
+"""Upstream entries taken and not yet answered: many times the window that WELCOME grants."""
+
+
+class Docs(Protocol):
+    """Where the desired documents are (`hub.desired.Desired`)."""
+
+    @property
+    def revision(self) -> int: ...
+
+    def of(self, node: str) -> Mapping[str, Document]: ...
+
+    def body(self, document: Document) -> bytes | None: ...
+
+
+class LastSet:
+    """The SET that was made last: what many nodes get is put together once, and its bytes are shared by all queues."""
+
+    __slots__ = ("body", "document", "frame", "revision")
+
+    def __init__(self) -> None:
+        self.document: Document | None = None
+        self.revision = 0
+        self.body = self.frame = b""
+
+    def of(self, document: Document, revision: int, docs: Docs, frame_bytes_max: int) -> bytes | None:
+        """The message, in frames that the peer takes; None when the document has changed meanwhile."""
+        if self.document is not document or self.revision != revision:
+            content = docs.body(document)
+            if content is None:
+                return None
+            header = b'{"k":"%b","v":"%b","r":%d}' % (
+                document.key.encode(),
+                document.version.encode(),
+                revision,
+            )
+            self.body = wire.set_body(header, content)
+            self.frame = wire.message(wire.SET, self.body)
+            self.document, self.revision = document, revision
+        if len(self.body) <= frame_bytes_max:
+            return self.frame
+        return wire.message(wire.SET, self.body, 0, frame_bytes_max)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all sessions have in common. window: unacknowledged documents; window_bytes: their bytes (one larger
+    document may go alone); streams_max: open streams of one node."""
+
+    docs: Docs
+    window: int = 64
+    window_bytes: int = 2 << 20
+    streams_max: int = 16
+    last_set: LastSet = field(default_factory=LastSet)
+
+
+class _Broken(Exception):
+    """The peer broke the protocol: becomes Close."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+CONFIGS, PODS, OLD_CONFIGS = range(3)
+
+
+class Session:
+    """See the module. `state`: hello, live, hold, closed. `held`: the claim id that the node came with."""
+
+    __slots__ = (
+        "_confirming",
+        "_document_max",
+        "_expect_pairs",
+        "_frame_max",
+        "_in_flight",
+        "_in_flight_bytes",
+        "_kept",
+        "_next_stream",
+        "_pairs",
+        "_renewals",
+        "_shared",
+        "_streams",
+        "_syncing",
+        "_unanswered",
+        "_waiting",
+        "held",
+        "node",
+        "refused",
+        "state",
+    )
+
+    def __init__(self, shared: Shared, node: str) -> None:
+        self._shared = shared
+        self.node = node
+        self.state = "hello"
+        self.held = ""
+        self.refused: dict[str, tuple[str, str]] | None = None
+        self._document_max = wire.DOCUMENT_BYTES_MAX
+        self._frame_max = wire.FRAME_BYTES_MAX
+        self._waiting: tuple[dict[str, None], dict[str, None], dict[str, None]] | None = None
+        self._in_flight: dict[str, Document | None] | None = None
+        self._in_flight_bytes = 0
+        self._kept: dict[str, str] | None = None
+        self._syncing = False
+        self._expect_pairs = False
+        self._pairs = 0
+        self._confirming = False
+        self._renewals = 0
+        self._unanswered = 0
+        self._streams: dict[int, int] | None = None
+        self._next_stream = 1
+
+    # -- from the peer ------------------------------------------------------------------------------------------------
+
+    def receive(self, kind: int, stream: int, body: bytes) -> Sequence[Action]:
+        """A message has arrived."""
+        refusal = admit(NODE, kind, len(body))
+        if refusal is not None:
+            return self._end(refusal.code, refusal.message)
+        state = self.state
+        if kind == wire.PING and state in ("live", "hold"):
+            return PONG
+        if state == "closed":
+            return ()
+        if state == "hello" and kind not in (wire.HELLO, wire.GOAWAY, wire.BUNDLE):
+            return self._end("protocol", f"{wire.NAMES[kind]} before HELLO")
+        try:
+            return _HANDLERS[kind](self, stream, body)
+        except _Broken as broken:
+            return self._end(broken.code, str(broken))
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as malformed:
+            return self._end("protocol", f"{wire.NAMES[kind]} is malformed: {malformed}")
+
+    def _hello(self, stream: int, body: bytes) -> Sequence[Action]:
+        if self.state != "hello":
+            raise _Broken("protocol", "a second HELLO")
+        hello = decode_hello(body)
+        if protocol_of(hello) is None:
+            raise _Broken(
+                "protocol",
+                f"the agent speaks protocol {hello.proto[0]} to {hello.proto[1]}, this hub {wire.PROTOCOL_MIN} to"
+                f" {wire.PROTOCOL_MAX}; update the older of the two",
+            )
+        self.held = hello.held
+        self._document_max = min(hello.limits.document, wire.DOCUMENT_BYTES_MAX)
+        self._frame_max = min(hello.limits.frame, wire.FRAME_BYTES_MAX)
+        return (Greeted(hello),)
+
+    def _pairs_of_edge(self, stream: int, body: bytes) -> Sequence[Action]:
+        if self.state != "live":
+            return ()
+        self._pairs += 1
+        if self._pairs > PAIRS_MAX:
+            raise _Broken("resync", f"the digests still differ after {PAIRS_MAX} repairs")
+        held = dict(decode_pairs(body).pairs)
+        if not all(map(valid_key, held)):
+            raise _Broken("protocol", "PAIRS with a key that no document has")
+        self._expect_pairs = False
+        self._syncing = True
+        wanted = self._shared.docs.of(self.node)
+        in_flight = self._in_flight or {}
+        self._kept = None
+        for key, document in wanted.items():
+            if document.size > self._document_max:
+                if key in held:
+                    self._kept = {**(self._kept or {}), key: held[key]}
+            elif held.get(key) != document.version and in_flight.get(key) is not document:
+                self._wait(key)
+        for key in held:
+            if key not in wanted and not (key in in_flight and in_flight[key] is None):
+                self._wait(key)
+        return self.pump()
+
+    def _ack(self, stream: int, body: bytes) -> Sequence[Action]:
+        if self.state != "live":
+            return ()
+        actions: list[Action] = []
+        if self._confirming:
+            self._confirming = False
+            actions.append(Confirmed())
+        for key, version in decode_acks(body).a:
+            if self._landed(key, version) and self.refused and self.refused.pop(key, None):
+                actions.append(Refusals("", "", ""))
+        if self._waiting is not None or self._syncing:
+            actions.extend(self.pump())
+        return actions
+
+    def _nack(self, stream: int, body: bytes) -> Sequence[Action]:
+        if self.state != "live":
+            return ()
+        nack = decode_nack(body)
+        if not self._landed(nack.k, nack.v):
+            return ()
+        message = nack.message[:MESSAGE_CHARS_MAX]
+        return [self._refuse(nack.k, nack.reason, message), *self.pump()]
+
+    def _report_of_edge(self, stream: int, body: bytes) -> Sequence[Action]:
+        if self.state != "live":
+            return ()
+        entries = decode_report(body).e
+        self._unanswered += len(entries)
+        if self._unanswered > UNANSWERED_MAX:
+            raise _Broken("overload", f"more than {UNANSWERED_MAX} reports before an answer")
+        if self._confirming:
+            self._confirming = False
+            return (Confirmed(), Report(entries))
+        return (Report(entries),)
+
+    def _renew(self, stream: int, body: bytes) -> Sequence[Action]:
+        self._renewals += 1
+        if self._renewals > RENEWALS_MAX:
+            raise _Broken("denied", f"more than {RENEWALS_MAX} renewals on one connection")
+        return (Renew(decode_csr(body).csr),)
+
+    def _bundle(self, stream: int, body: bytes) -> Sequence[Action]:
+        return (Roots(),)
+
+    def _left(self, stream: int, body: bytes) -> Sequence[Action]:
+        said = decode_goaway(body)
+        self.state = "closed"
+        return (Left(said.code[:64], said.message[:MESSAGE_CHARS_MAX]),)
+
+    def _data(self, stream: int, body: bytes) -> Sequence[Action]:
+        credit = (self._streams or {}).get(stream)
+        if credit is None:
+            return ()  # closed from here while it was under way
+        if len(body) > credit:
+            raise _Broken("protocol", f"{len(body)} bytes on stream {stream}, which had {credit} left")
+        assert self._streams is not None
+        self._streams[stream] = credit - len(body)
+        return (StreamData(stream, body),)
+
+    def _credit(self, stream: int, body: bytes) -> Sequence[Action]:
+        return ()  # only logs so far: nothing flows down a stream
+
+    def _closed(self, stream: int, body: bytes) -> Sequence[Action]:
+        error = decode_close(body).error
+        if self._streams is None or self._streams.pop(stream, None) is None:
+            return ()
+        return (StreamClosed(stream, error),)
+
+    # -- from the hub ---------------------------------------------------------------------------------------------------
+
+    def digest(self) -> str:
+        """Of the documents that the node should hold. Of one that is too large for it now it keeps the version that it
+        said to have (PAIRS), or none."""
+        documents, limit = self._shared.docs.of(self.node), self._document_max
+        versions = {key: d.version for key, d in documents.items() if d.size <= limit}
+        if self._kept is not None:
+            versions.update(self._kept)
+        return digest_of(versions)
+
+    def welcomed(self, answer: Answer) -> Sequence[Action]:
+        """WELCOME has been sent with this answer."""
+        if answer.sync == "hold":
+            self.state = "hold"
+            return ()
+        self.state = "live"
+        self._confirming = answer.taken_over
+        self._expect_pairs = answer.sync == "diff"
+        actions: list[Action] = []
+        for key, document in self._shared.docs.of(self.node).items():
+            if document.size > self._document_max:
+                actions.append(self._refuse(key, *self._too_large(document)))
+        return actions
+
+    def hold(self) -> None:
+        """From now on neither documents nor reports pass (the slot was lost)."""
+        if self.state == "live":
+            self.state = "hold"
+
+    def changed(self, key: str) -> None:
+        """The desired version of `key` is another one; `pump` sends it."""
+        if self.state == "live" and not self._expect_pairs:
+            self._wait(key)
+
+    def pump(self) -> Sequence[Action]:
+        """Sends what waits, as far as the window has room."""
+        if self.state != "live" or self._expect_pairs:
+            return ()
+        actions: list[Action] = []
+        if self._waiting is not None:
+            for keys in self._waiting:
+                if keys and not self._send_waiting(keys, actions):
+                    break
+            if not any(self._waiting):
+                self._waiting = None
+        if self._syncing and self._waiting is None:
+            self._syncing = False
+            body = orjson.dumps({"digest": self.digest(), "r": self._shared.docs.revision})
+            actions.append(Send(wire.frame(wire.SYNCED, body)))
+        return actions
+
+    def stored(
+        self, numbers: Sequence[int], revision: int, refused: Sequence[tuple[int, str]]
+    ) -> Sequence[Action]:
+        """These entries are durable at `revision`, or refused for good."""
+        self._unanswered -= len(numbers) + len(refused)
+        if self.state != "live":
+            return ()
+        body = orjson.dumps({"n": numbers, "r": revision, "refused": refused})
+        return (Send(wire.message(wire.STORED, body, 0, self._frame_max)),)
+
+    def open_stream(self, options: Mapping[str, Any], credit: int) -> tuple[int, Sequence[Action]] | None:
+        """Opens a stream: (its id, actions). None when the node has `streams_max` already, or is not live."""
+        streams = self._streams
+        if self.state != "live" or (streams is not None and len(streams) >= self._shared.streams_max):
+            return None
+        if streams is None:
+            streams = self._streams = {}
+        stream = self._next_stream
+        while stream in streams:
+            stream = (stream + 2) % STREAM_IDS_END
+        self._next_stream = (stream + 2) % STREAM_IDS_END
+        streams[stream] = credit
+        body = orjson.dumps({**options, "credit": credit})
+        return stream, (Send(wire.frame(wire.OPEN, body, stream)),)
+
+    def grant(self, stream: int, credit: int) -> Sequence[Action]:
+        """Allows that many bytes more on a stream."""
+        if self._streams is None or stream not in self._streams or self.state != "live":
+            return ()
+        self._streams[stream] += credit
+        return (Send(wire.frame(wire.CREDIT, b'{"c":%d}' % credit, stream)),)
+
+    def close_stream(self, stream: int) -> Sequence[Action]:
+        """Nobody reads it any more."""
+        if self._streams is None or self._streams.pop(stream, None) is None or self.state == "closed":
+            return ()
+        return (Send(wire.frame(wire.CLOSE, b"{}", stream)),)
+
+    # -- common -------------------------------------------------------------------------------------------------------
+
+    def _end(self, code: str, message: str) -> Sequence[Action]:
+        self.state = "closed"
+        self._waiting = self._in_flight = None
+        return (Close(code, message[:MESSAGE_CHARS_MAX]),)
+
+    def _wait(self, key: str) -> None:
+        urgency = PODS
+        if not key.startswith("pod/"):
+            urgency = CONFIGS if key in self._shared.docs.of(self.node) else OLD_CONFIGS
+        if self._waiting is None:
+            self._waiting = ({}, {}, {})
+        elif urgency != PODS:
+            self._waiting[CONFIGS if urgency == OLD_CONFIGS else OLD_CONFIGS].pop(key, None)
+        self._waiting[urgency][key] = None
+
+    def _send_waiting(self, keys: dict[str, None], actions: list[Action]) -> bool:
+        """False when the window is full."""
+        shared = self._shared
+        if self._in_flight is None:
+            self._in_flight = {}
+        wanted = shared.docs.of(self.node)
+        for key in list(keys):
+            if len(self._in_flight) >= shared.window:
+                return False
+            if key in self._in_flight:
+                continue  # its acknowledgement calls `pump` again
+            document = wanted.get(key)
+            size = document.size if document is not None else 0
+            if self._in_flight and self._in_flight_bytes + size > shared.window_bytes:
+                return False
+            del keys[key]
+            self._send_document(key, document, actions)
+        return True
+
+    def _send_document(self, key: str, document: Document | None, actions: list[Action]) -> None:
+        assert self._in_flight is not None
+        revision = self._shared.docs.revision
+        if document is not None and document.size > self._document_max:
+            # The node keeps what it has of it: a version too large for it is no reason to take away the last good one.
+            actions.append(self._refuse(key, *self._too_large(document)))
+            return
+        if document is None:
+            body = orjson.dumps({"k": key, "r": revision})
+            actions.append(Send(wire.frame(wire.DEL, body)))
+        else:
+            message = self._shared.last_set.of(document, revision, self._shared.docs, self._frame_max)
+            if message is None:
+                return  # it has changed again, and `changed` will say so
+            actions.append(Send(message))
+            self._in_flight_bytes += document.size
+        self._in_flight[key] = document
+
+    def _landed(self, key: str, version: str) -> bool:
+        """An ACK or NACK has come; False when it is for nothing that is in flight."""
+        if self._in_flight is None or key not in self._in_flight:
+            return False
+        document = self._in_flight[key]
+        if version != (document.version if document is not None else ""):
+            return False
+        del self._in_flight[key]
+        if document is not None:
+            self._in_flight_bytes -= document.size
+        if not self._in_flight:
+            self._in_flight = None
+        return True
+
+    def _too_large(self, document: Document) -> tuple[str, str]:
+        return (
+            "DocumentTooLarge",
+            f"the document has {document.size} bytes, this node takes at most {self._document_max}; make it smaller"
+            " or use another node",
+        )
+
+    def _refuse(self, key: str, reason: str, message: str) -> Action:
+        if self.refused is None:
+            self.refused = {}
+        if key in self.refused or len(self.refused) < REFUSALS_MAX:
+            self.refused[key] = (reason, message)
+        return Refusals(key, reason, message)
+
+
+_HANDLERS: Final = {
+    wire.HELLO: Session._hello,
+    wire.PAIRS: Session._pairs_of_edge,
+    wire.ACK: Session._ack,
+    wire.NACK: Session._nack,
+    wire.PING: lambda session, stream, body: (),
+    wire.REPORT: Session._report_of_edge,
+    wire.RENEW: Session._renew,
+    wire.BUNDLE: Session._bundle,
+    wire.GOAWAY: Session._left,
+    wire.DATA: Session._data,
+    wire.CREDIT: Session._credit,
+    wire.CLOSE: Session._closed,
+}

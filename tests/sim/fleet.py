@@ -1,0 +1,335 @@
+"""Many edge nodes in one process: real mTLS, the real codec, the agent's rules, no workloads.
+
+For tests and benches of the hub. Each `SimNode` keeps documents, acknowledges them, sends heartbeats and reports when
+told to; one epoll drives them all, on a thread of its own or from an asyncio test through `run_in_executor`.
+`Fleet.step` is the whole loop body, so that a test decides when time passes.
+
+Does not do: journals, reconnecting by itself (call `connect` again), TLS name checks beyond the context's own.
+"""
+
+import json
+import os
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from edgelite import wire
+from edgelite.desired import compact, digest_of, version_of
+
+HUB_NAME = "hub.cloudhub.local"
+PING = wire.frame(wire.PING)
+
+
+class SimNode:
+    """One simulated agent. `claim`, `docs` and `revision` survive reconnects, as a journal would have it."""
+
+    def __init__(self, fleet: "Fleet", name: str, context: ssl.SSLContext) -> None:
+        self.fleet = fleet
+        self.name = name
+        self.context = context
+        self.inc = os.urandom(16).hex()
+        self.boot = 1
+        self.conn = 0
+        self.docs: dict[str, str] = {}
+        self.bodies: dict[str, bytes] = {}
+        self.claim: dict[str, Any] | None = None
+        self.revision = 0
+        self.n = 0
+        self.limits: dict[str, int] | None = None
+        self.nacks: dict[str, tuple[str, str]] = {}
+        self.report_running = False
+        self.silent = False
+        self.session: ssl.SSLSession | None = None
+        self.streams: dict[int, bytes] = {}
+        self.log: bytes = b""
+        self.sock: ssl.SSLSocket | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self.decoder = wire.Decoder()
+        self.out = b""
+        self.shaking = True
+        self.welcome: dict[str, Any] | None = None
+        self.goaway: dict[str, Any] | None = None
+        self.closed = False
+        self.synced = 0
+        self.sets = 0
+        self.acks = 0
+        self.pongs = 0
+        self.received_bytes = 0
+        self.sent_bytes = 0
+        self.stored: dict[int, str] = {}
+
+    def connect(self) -> None:
+        """Opens a new connection; what was there is dropped without a word."""
+        self.drop()
+        self._reset()
+        self.conn += 1
+        raw = socket.create_connection(self.fleet.address, timeout=10)
+        raw.setblocking(False)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock = self.context.wrap_socket(raw, server_hostname=HUB_NAME, do_handshake_on_connect=False)
+        self.fleet.add(self)
+
+    def drop(self) -> None:
+        """Cuts the connection."""
+        if self.sock is not None:
+            self.fleet.remove(self)
+            self.sock.close()
+            self.sock = None
+        self.closed = True
+
+    def send(self, kind: int, body: Any = None, stream: int = 0) -> None:
+        raw = body if isinstance(body, bytes) else b"" if body is None else compact(body)
+        self.raw(wire.message(kind, raw, stream))
+
+    def raw(self, data: bytes) -> None:
+        self.sent_bytes += len(data)
+        self.out += data
+        if not self.shaking:
+            self.flush()
+
+    def ping(self) -> None:
+        self.raw(PING)
+
+    def report(self, kind: str, key: str, body: Any) -> int:
+        """Sends one upstream entry; returns its number."""
+        self.n += 1
+        self.send(wire.REPORT, {"e": [{"n": self.n, "k": key, "t": kind, "b": body}]})
+        return self.n
+
+    def flush(self) -> None:
+        if self.sock is None:
+            return
+        try:
+            while self.out:
+                sent = self.sock.send(self.out[:65536])
+                self.out = self.out[sent:]
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
+        except OSError:
+            self.drop()
+
+    # -- what the socket brings --------------------------------------------------------------------------------------
+
+    def ready(self) -> None:
+        try:
+            if self.shaking:
+                assert self.sock is not None
+                self.sock.do_handshake()
+                self.shaking = False
+                self._hello()
+            while self.sock is not None:
+                data = self.sock.recv(16384)
+                if not data:
+                    self.drop()
+                    return
+                self.received_bytes += len(data)
+                acks: list[list[str]] = []
+                for kind, stream, body in self.decoder.feed(data):
+                    self._message(kind, stream, body, acks)
+                if acks:
+                    self.acks += len(acks)
+                    self.send(wire.ACK, {"a": acks})
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            self.flush()
+        except OSError:
+            self.drop()
+
+    def _hello(self) -> None:
+        self.send(
+            wire.HELLO,
+            {
+                "proto": [1, 1],
+                "features": ["log"],
+                "agent": "sim",
+                "inc": self.inc,
+                "boot": self.boot,
+                "conn": self.conn,
+                "digest": digest_of(self.docs),
+                "docs": len(self.docs),
+                "claim": self.claim,
+                "rev": self.revision,
+                **({"limits": self.limits} if self.limits else {}),
+            },
+        )
+
+    def _message(self, kind: int, stream: int, body: bytes, acks: list[list[str]]) -> None:
+        if kind == wire.PONG:
+            self.pongs += 1
+        elif kind == wire.SET:
+            self._set(body, acks)
+        elif kind == wire.DEL:
+            fields = json.loads(body)
+            self.docs.pop(fields["k"], None)
+            self.bodies.pop(fields["k"], None)
+            self.revision = max(self.revision, fields["r"])
+            acks.append([fields["k"], ""])
+        elif kind == wire.WELCOME:
+            self._welcomed(json.loads(body))
+        elif kind == wire.SYNCED:
+            fields = json.loads(body)
+            assert fields["digest"] == digest_of(self.docs), f"{self.name}: digests differ after SYNCED"
+            self.synced += 1
+        elif kind == wire.STORED:
+            fields = json.loads(body)
+            self.stored.update((n, "") for n in fields["n"])
+            self.stored.update((n, reason) for n, reason in fields["refused"])
+        elif kind == wire.GOAWAY:
+            self.goaway = json.loads(body)
+        elif kind == wire.OPEN:
+            self._open(stream, json.loads(body))
+        elif kind == wire.CLOSE:
+            self.streams.pop(stream, None)
+
+    def _welcomed(self, fields: dict[str, Any]) -> None:
+        self.welcome = fields
+        if fields["sync"] == "hold":
+            return
+        self.claim = {"store": fields["store"], "gen": fields["gen"], "slot": fields["slot"]}
+        self.claim.update(epoch=fields["epoch"], id=fields["claim"])
+        if fields.get("confirmed"):
+            self.revision = 0
+        if fields["sync"] == "diff":
+            self.send(wire.PAIRS, {"pairs": sorted(self.docs.items())})
+
+    def _set(self, body: bytes, acks: list[list[str]]) -> None:
+        header, document = wire.split_set_body(body)
+        fields = json.loads(header)
+        key, version = fields["k"], fields["v"]
+        if not self.silent:
+            assert version == version_of(document)
+        self.sets += 1
+        self.docs[key] = version
+        self.bodies[key] = document
+        self.revision = max(self.revision, fields["r"])
+        if self.silent:
+            return
+        refusal = self.nacks.get(key)
+        if refusal is not None:
+            reason, message = refusal
+            self.send(wire.NACK, {"k": key, "v": version, "reason": reason, "message": message})
+            return
+        acks.append([key, version])
+        if self.report_running and key.startswith("pod/"):
+            if "del" in json.loads(document):
+                self.report("gone", key, {})
+            else:
+                self.report("pod", key, running_status())
+
+    def _open(self, stream: int, request: dict[str, Any]) -> None:
+        self.streams[stream] = json.dumps(request).encode()
+        if self.log:
+            self.send(wire.DATA, self.log[: request["credit"]], stream)
+            if not request["follow"]:
+                self.send(wire.CLOSE, {}, stream)
+
+
+def running_status() -> dict[str, Any]:
+    """A PodStatus as an agent reports it for a pod that runs."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {
+        "phase": "Running",
+        "startTime": now,
+        "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": now}],
+        "containerStatuses": [
+            {
+                "name": "main",
+                "ready": True,
+                "started": True,
+                "restartCount": 0,
+                "image": "none",
+                "imageID": "",
+                "state": {"running": {"startedAt": now}},
+            }
+        ],
+    }
+
+
+class Fleet:
+    """All simulated nodes of a process, on one epoll."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.address = address
+        self.nodes: dict[str, SimNode] = {}
+        self._by_fd: dict[int, SimNode] = {}
+        self._epoll = select.epoll()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.failure: BaseException | None = None
+        self.lock = threading.RLock()
+
+    def node(self, name: str, context: ssl.SSLContext) -> SimNode:
+        node = self.nodes[name] = SimNode(self, name, context)
+        return node
+
+    def add(self, node: SimNode) -> None:
+        assert node.sock is not None
+        with self.lock:
+            self._by_fd[node.sock.fileno()] = node
+            self._epoll.register(node.sock.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
+            node.ready()  # ClientHello
+
+    def remove(self, node: SimNode) -> None:
+        assert node.sock is not None
+        with self.lock:
+            if self._by_fd.pop(node.sock.fileno(), None) is not None:
+                self._epoll.unregister(node.sock.fileno())
+
+    def step(self, seconds: float = 0.01) -> None:
+        """Waits up to `seconds` for something to happen and lets the nodes act on it."""
+        for fd, _ in self._epoll.poll(seconds, 512):
+            with self.lock:
+                node = self._by_fd.get(fd)
+                if node is not None:
+                    node.ready()
+
+    def run(self, done: Callable[[], bool], seconds: float = 30.0) -> None:
+        """Steps until `done()`. Raises TimeoutError."""
+        deadline = time.monotonic() + seconds
+        while not done():
+            if time.monotonic() > deadline:
+                raise TimeoutError("the fleet did not get there in time")
+            self.step()
+
+    def connect_all(self, nodes: Iterable[SimNode], at_once: int = 50, seconds: float = 120.0) -> None:
+        """Connects and waits for every WELCOME, `at_once` handshakes at a time."""
+        waiting: list[SimNode] = []
+
+        def answered() -> bool:
+            return any(n.welcome or n.closed for n in waiting)
+
+        for node in nodes:
+            node.connect()
+            waiting.append(node)
+            if len(waiting) >= at_once:
+                self.run(answered, seconds)
+                waiting[:] = [n for n in waiting if not (n.welcome or n.closed)]
+        self.run(lambda: all(n.welcome or n.closed for n in waiting), seconds)
+
+    def start(self) -> None:
+        """Runs on a thread of its own until `stop`; for tests whose hub is in the same process."""
+        self._thread = threading.Thread(target=self._forever, name="fleet", daemon=True)
+        self._thread.start()
+
+    def _forever(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self.step(0.02)
+        except BaseException as failure:
+            self.failure = failure
+            raise
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(10)
+        for node in self.nodes.values():
+            node.drop()
+        self._epoll.close()
+        if self.failure is not None:
+            raise self.failure
