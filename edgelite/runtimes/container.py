@@ -244,7 +244,7 @@ class ContainerRuntime(Runtime):
 
     def recover(self) -> "Generator[Wait, bool, list[Status]]":
         try:
-            listed = yield from self._containers.list()
+            listed = yield from self._containers.all()
             found: "list[tuple[Container, Described]]" = []
             for entry in listed:
                 described = yield from self._containers.inspect(str(entry.get("Id")))
@@ -350,7 +350,7 @@ class ContainerRuntime(Runtime):
 
     def remove(self, uid: str) -> "Generator[Wait, bool, None]":
         try:
-            listed = yield from self._containers.list(**{UID: uid})
+            listed = yield from self._containers.all(**{UID: uid})
             for entry in listed:
                 yield from self._containers.delete(str(entry.get("Id")))
         except (EngineDown, EngineRefused) as error:
