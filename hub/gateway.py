@@ -214,6 +214,8 @@ class Gateway:
         self._dirty: set[str] = set()
         self._pump_due = False
         self._answering: list[Peer] = []
+        self._stored_revision = 0
+        """The highest that STORED has named: informers may be behind it when its node comes back."""
         self._scratch = {kind: self._new_decoder(kind) for kind in (NODE, JOINING)}
         self._partial: dict[Connection, int] = {}
         self._partial_bytes = 0
@@ -640,7 +642,7 @@ class Gateway:
             slot=peer.slot,
             claim=owned.claim,
             edge_record=edge.record if edge is not None else EMPTY_RECORD,
-            head=max(self.desired.revision, owned.fence.mod_revision),
+            head=max(self.desired.revision, self._stored_revision, owned.fence.mod_revision),
             unconfirmed=has_condition(entry, reports.UNCONFIRMED),
             parted=annotations.get(reports.PARTED),
             confirmed=annotations.get(reports.CONFIRMED),
@@ -786,6 +788,7 @@ class Gateway:
                 continue
             stored, refused, revision = answers
             revision = revision or self.desired.revision
+            self._stored_revision = max(self._stored_revision, revision)
             self.perform(peer, peer.session.stored(stored, revision, refused))
 
     def close_peer(self, peer: Peer, code: str, message: str, retry_s: float | None) -> None:

@@ -26,9 +26,7 @@ async def test_a_later_claim_ends_the_earlier_one_where_the_store_stood_before_i
     for slot in range(SLOTS):
         old, new = first.of(slot), later.of(slot)
         assert old is not None and new is not None
-        edge = EdgeClaim(
-            store.identity.uuid, store.identity.generation, slot, old.claim.epoch, old.claim.id
-        )
+        edge = EdgeClaim(store.identity.uuid, store.identity.generation, slot, old.claim.epoch, old.claim.id)
         knows = {
             "store": store.identity.uuid,
             "generation": store.identity.generation,
