@@ -1,5 +1,6 @@
 """The hub's settings: defaults, a YAML file, options of the command line, in this order; all checked at once."""
 
+import ipaddress
 import os
 import re
 import socket
@@ -9,8 +10,11 @@ from typing import Any
 
 import yaml
 
-from security.identity import IdentityError, check_trust_domain
+from security.identity import IdentityError, check_name, check_trust_domain
 from shards.ring import SLOTS_DEFAULT
+
+TLS_SANS_MAX = 48
+"""Fewer than a certificate holds, for the hub adds names of its own."""
 
 
 class ConfigError(Exception):
@@ -60,6 +64,13 @@ class HubConfig:
             check_trust_domain(self.trust_domain)
         except IdentityError as wrong:
             raise ConfigError(f"trust_domain: {wrong}") from wrong
+        wrong_names = [name for name in self.tls_san if not _is_host(name)]
+        if wrong_names:
+            raise ConfigError(
+                f"tls_san: {wrong_names[0]!r} is neither an IP address nor a DNS name in lower case"
+            )
+        if len(self.tls_san) > TLS_SANS_MAX:
+            raise ConfigError(f"tls_san: {len(self.tls_san)} names, at most {TLS_SANS_MAX} are supported")
         if not 1 <= self.slots <= 65536:
             raise ConfigError(f"slots: {self.slots} is not between 1 and 65536")
         _between("heartbeat", self.heartbeat, 1.0, 600.0)
@@ -115,7 +126,7 @@ def _read(path: str) -> dict[str, Any]:
     except OSError as failure:
         raise ConfigError(f"cannot read the config file {path}: {failure.strerror}") from failure
     except yaml.YAMLError as wrong:
-        raise ConfigError(f"{path} is no YAML: {wrong}") from wrong
+        raise ConfigError(f"{path} is no YAML: {yaml_problem(wrong)}") from wrong
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
@@ -127,6 +138,14 @@ def _read(path: str) -> dict[str, Any]:
             f"{path}: unknown setting {', '.join(unknown)}; there are {', '.join(sorted(known))}"
         )
     return loaded
+
+
+def yaml_problem(wrong: yaml.YAMLError) -> str:
+    """What is wrong with a YAML text, on one line."""
+    if isinstance(wrong, yaml.MarkedYAMLError) and wrong.problem_mark is not None:
+        mark = wrong.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {wrong.problem or wrong.context}"
+    return str(wrong).partition("\n")[0]
 
 
 def default_data_dir() -> str:
@@ -175,8 +194,21 @@ def duration_s(text: str, what: str = "duration") -> float:
 
 
 def names_of_this_host() -> list[str]:
-    """DNS names that clients on this machine and its network use for it."""
-    return ["localhost", *({socket.gethostname()} - {"localhost", ""})]
+    """DNS names that clients on this machine and its network use for it: its own where it can be one."""
+    own = socket.gethostname().lower()
+    return ["localhost", own] if own != "localhost" and _is_host(own) else ["localhost"]
+
+
+def _is_host(text: str) -> bool:
+    """Whether a certificate can hold it: an IP address, or a DNS name that may begin with `*.`."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        try:
+            check_name("name", text.removeprefix("*."))
+        except IdentityError:
+            return False
+    return True
 
 
 def _between(name: str, text: str, low: float, high: float) -> None:

@@ -71,8 +71,8 @@ def using(name: str, node: str, config: str) -> Object:
 
 OPS = st.tuples(
     st.sampled_from(["pod", "unpod", "config", "unconfig", "status", "mark"]),
-    st.integers(0, 2),
-    st.integers(0, 2),
+    st.integers(0, 1),
+    st.integers(0, 1),
     st.sampled_from(NODES),
 )
 
@@ -139,6 +139,23 @@ async def test_a_status_write_tells_nobody() -> None:
         await world.registry.mutate(PODS, "default", "p", lambda o: {**o, "status": {"phase": "Running"}})
         await world.reach()
         assert world.told == []
+        running.cancel()
+
+
+async def test_a_config_goes_with_the_last_pod_that_uses_it_however_often_those_changed() -> None:
+    world = World()
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(world.informers.run())
+        await world.informers.synced()
+        world.desired.start()
+        for op, a, b in (("config", 0, 1), ("pod", 0, 0), ("pod", 1, 0), ("mark", 0, 5), ("mark", 0, 3)):
+            await act(world, op, a, b, "n1")
+        await act(world, "unpod", 0, 0, "n1")
+        await world.check()
+        assert "configmap/default/c0" in world.desired.of("n1")
+        await act(world, "unpod", 1, 0, "n1")
+        await world.check()
+        assert not world.desired.of("n1")
         running.cancel()
 
 

@@ -30,8 +30,10 @@ class MemoryState(State):
     def __init__(self) -> None:
         self.values: dict[str, bytes] = {}
         self.fail_after: int | None = None  # puts until the disk is full
+        self.offered: list[bytes] = []  # what was to be put, also when it failed
 
     def put(self, key: str, value: bytes) -> None:
+        self.offered.append(value)
         if self.fail_after is not None:
             if self.fail_after == 0:
                 raise OSError(28, "No space left on device")
