@@ -135,6 +135,8 @@ class Gateway:
         self._dirty: set[str] = set()
         self._pump_due = False
         self._answering: list[Peer] = []
+        self.stored_revision = 0
+        """The highest that STORED has named: informers may be behind it when its node comes back."""
         self._framing = Framing(self.config.partial_bytes_max)
         self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -485,6 +487,7 @@ class Gateway:
                 continue
             stored, refused, revision = answers
             revision = revision or self.desired.revision
+            self.stored_revision = max(self.stored_revision, revision)
             self.perform(peer, peer.session.stored(stored, revision, refused))
 
     def node_entry(self, name: str) -> Entry[NodeView] | None:

@@ -179,6 +179,7 @@ class SimNode:
             fields = json.loads(body)
             self.stored.update((n, "") for n in fields["n"])
             self.stored.update((n, reason) for n, reason in fields["refused"])
+            self.revision = max(self.revision, fields["r"])
         elif kind == wire.GOAWAY:
             self.goaway = json.loads(body)
         elif kind == wire.OPEN:
