@@ -297,6 +297,12 @@ class Fleet:
                 raise TimeoutError("the fleet did not get there in time")
             self.step()
 
+    def run_for(self, seconds: float) -> None:
+        """Steps for that long."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self.step(left)
+
     def connect_all(self, nodes: Iterable[SimNode], at_once: int = 50, seconds: float = 120.0) -> None:
         """Connects and waits for every WELCOME, `at_once` handshakes at a time."""
         waiting: list[SimNode] = []
