@@ -42,7 +42,8 @@ class Parts:
         self._facts: "Any" = None
 
     def credentials(self) -> "Any":
-        """The module with client_context, renewal_due, begin_renewal, install_renewed, install_bundle, EnrollError."""
+        """The module with client_context, renewal_time, renewal_retry_s, begin_renewal, install_renewed, install_bundle
+        and EnrollError."""
         return _load("edgelite.credentials")
 
     def runtime_name(self) -> str:
