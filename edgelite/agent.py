@@ -260,7 +260,11 @@ class Agent(Owner):
 
     def context(self) -> "ssl.SSLContext":
         paths = [os.path.join(self.data_dir, name) for name in ("identity.pem", "bundle.pem")]
-        mark = [os.stat(path).st_mtime_ns for path in paths]
+        try:
+            mark = [os.stat(path).st_mtime_ns for path in paths]
+        except OSError as error:
+            text = "cannot read %s: %s; restore it or join anew" % (error.filename, error.strerror)
+            raise ChannelError("certificate", text) from error
         if self._context is None or mark != self._context_mark:
             credentials = self.parts.credentials()
             try:

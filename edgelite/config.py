@@ -122,8 +122,12 @@ def load_membership(data_dir: str) -> "Membership | None":
         return Membership(f["node"], f["trust_domain"], f["hub"], f["edge"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError("cannot read %s: %r; join again into an empty directory" % (path, error)) from error
+    except OSError as error:
+        raise ConfigError("cannot read %s: %s" % (path, error.strerror)) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            "%s is damaged (%r): restore it, or join again into an empty directory" % (path, error)
+        ) from error
 
 
 class Locked(Exception):

@@ -249,11 +249,13 @@ def _connection_error(address: "tuple[str, int]", e: OSError) -> EnrollError:
         if code in (_VERIFY_PURPOSE, _VERIFY_NAME):
             return EnrollError(
                 "NotAHub",
-                "%s is known to the certificate authority, but not as a hub: %s" % (where, e.verify_message),
+                "%s is known to the certificate authority, but not as the hub that the token names: %s; check the address,"
+                " and that the token was copied whole" % (where, e.verify_message.rstrip(".")),
             )
         return EnrollError(
             "OtherAuthority",
-            "%s shows a certificate that the token's root did not issue: %s" % (where, e.verify_message),
+            "%s shows a certificate that the token's root did not issue (%s): check the address, and use a token of this"
+            " hub" % (where, e.verify_message),
         )
     if isinstance(e, socket.timeout):
         return EnrollError(
@@ -291,7 +293,9 @@ def _ask(
             for got, _, raw in decoder.feed(data):
                 return _answer(got, raw, expected)
     except wire.WireError as e:
-        raise EnrollError("Protocol", "the peer does not speak the hub's protocol: %s" % e)
+        raise EnrollError(
+            "Protocol", "%s:%d does not speak the hub's protocol: %s; is it the edge port?" % (address + (e,))
+        )
     except OSError as e:
         raise _connection_error(address, e)
 

@@ -127,6 +127,8 @@ class Decoder:
     def held_bytes(self) -> int:
         """Bytes of unfinished messages; 0 when the decoder is as new."""
         held = len(self._buffer)
+        if not self._parts:
+            return held
         for _, parts in self._parts.values():
             held += HEADER_BYTES + len(parts)
         return held

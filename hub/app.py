@@ -13,7 +13,7 @@ import secrets
 import ssl
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -25,10 +25,11 @@ from hub.api.server import Config as ApiConfig
 from hub.config import HubConfig, is_wildcard, join_address, names_of_this_host, reachable, split_address
 from hub.controllers.run import Controllers
 from hub.files import write_atomically
-from hub.gateway import Gateway, GatewayConfig
+from hub.gateway import Gateway
 from hub.informer import Informers
 from hub.objects import RESOURCES, Keys
 from hub.ownership import Ownership
+from hub.peers import GatewayConfig
 from hub.registry import Object, Registry
 from hub.store.base import Store, StoreError
 from hub.store.sqlite import SqliteStore
@@ -38,6 +39,11 @@ from security.ca import HUB_TTL_S, CertificateAuthority
 from security.identity import DEFAULT_TENANT
 
 log = logging.getLogger(__name__)
+
+
+class CannotListen(OSError):
+    """An address that is taken, or that this machine does not have."""
+
 
 ADMIN = "admin"
 ADMIN_GROUP = "system:masters"
@@ -96,9 +102,9 @@ class Hub:
                 mint=_minter(ca),
             )
             controllers = Controllers(registry, informers)
-            edge_address = await gateway.start()
+            edge_address = await _listen(gateway.start(), "edge_address", self.config.edge_address)
             try:
-                api_address = await api.start()
+                api_address = await _listen(api.start(), "api_address", self.config.api_address)
                 self._announce(ca, api_address, edge_address)
                 background.create_task(controllers.run(), name="controllers")
                 background.create_task(certificates.rotate(gateway), name="certificates")
@@ -125,6 +131,8 @@ class Hub:
             port=port,
             advertise=self.config.advertise_edge or None,
             heartbeat_s=self.config.heartbeat_s,
+            clone_retry_s=self.config.clone_backoff_s,
+            clone_quiet_s=5 * self.config.clone_backoff_s,
         )
 
     def _announce(self, ca: CertificateAuthority, api: tuple[str, int], edge: tuple[str, int]) -> None:
@@ -216,6 +224,19 @@ async def _compact(store: Store, history_s: float) -> None:
             except StoreError as failure:
                 log.warning("compaction is put off: %s", failure)
         await asyncio.sleep(COMPACT_EVERY_S)
+
+
+async def _listen(starting: Awaitable[tuple[str, int]], setting: str, address: str) -> tuple[str, int]:
+    """The address that a part listens at. Raises CannotListen."""
+    try:
+        return await starting
+    except OSError as failure:
+        number = failure.errno or 0
+        why = os.strerror(number) if number > 0 else failure.strerror or str(failure)
+        raise CannotListen(
+            f"cannot listen at {address}: {why}; stop what listens there, or set {setting} to another address "
+            "(port 0 picks a free one)"
+        ) from failure
 
 
 class _Background:

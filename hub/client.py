@@ -1,5 +1,6 @@
 """The command line's client of the API: a kubeconfig, aiohttp, and errors that say what to do."""
 
+import os
 from types import TracebackType
 from typing import Any
 
@@ -71,8 +72,16 @@ class ApiClient:
                 return raw
         except (aiohttp.ClientError, TimeoutError, OSError) as failure:
             raise ClientError(
-                f"cannot reach the API at {self._server}: {failure or 'no answer in time'}"
+                f"cannot reach the API at {self._server}: {_reason(failure)}; is the hub running?"
             ) from failure
+
+
+def _reason(failure: Exception) -> str:
+    if isinstance(failure, TimeoutError):
+        return f"no answer within {TIMEOUT_S:g} s"
+    if isinstance(failure, aiohttp.ClientConnectorError) and failure.os_error.errno:
+        return os.strerror(failure.os_error.errno)
+    return str(failure) or type(failure).__name__
 
 
 def _message(raw: bytes, status: int) -> str:

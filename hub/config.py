@@ -1,5 +1,6 @@
 """The hub's settings: defaults, a YAML file, options of the command line, in this order; all checked at once."""
 
+import ipaddress
 import os
 import re
 import socket
@@ -9,8 +10,11 @@ from typing import Any
 
 import yaml
 
-from security.identity import IdentityError, check_trust_domain
+from security.identity import IdentityError, check_name, check_trust_domain
 from shards.ring import SLOTS_DEFAULT
+
+TLS_SANS_MAX = 48
+"""Fewer than a certificate holds, for the hub adds names of its own."""
 
 
 class ConfigError(Exception):
@@ -37,6 +41,9 @@ class HubConfig:
     """Slots of the fleet; counts at the first start only."""
     heartbeat: str = "30s"
     """Interval of every node's heartbeats, 1s to 10m: a dead link is known within three."""
+    clone_backoff: str = "1m"
+    """How long agents with one identity between them are sent away, 1s to 1h; without a sign of the other for five times
+    as long, the one that is left is served again."""
     history: str = "10m"
     """How long changes can be watched from the past before they are compacted, 1m to 24h."""
     log_level: str = "info"
@@ -57,9 +64,17 @@ class HubConfig:
             check_trust_domain(self.trust_domain)
         except IdentityError as wrong:
             raise ConfigError(f"trust_domain: {wrong}") from wrong
+        wrong_names = [name for name in self.tls_san if not _is_host(name)]
+        if wrong_names:
+            raise ConfigError(
+                f"tls_san: {wrong_names[0]!r} is neither an IP address nor a DNS name in lower case"
+            )
+        if len(self.tls_san) > TLS_SANS_MAX:
+            raise ConfigError(f"tls_san: {len(self.tls_san)} names, at most {TLS_SANS_MAX} are supported")
         if not 1 <= self.slots <= 65536:
             raise ConfigError(f"slots: {self.slots} is not between 1 and 65536")
         _between("heartbeat", self.heartbeat, 1.0, 600.0)
+        _between("clone_backoff", self.clone_backoff, 1.0, 3600.0)
         _between("history", self.history, 60.0, 86400.0)
         _one_of("log_level", self.log_level, ("debug", "info", "warning", "error"))
         _one_of("log_format", self.log_format, ("auto", "json", "text"))
@@ -67,6 +82,10 @@ class HubConfig:
     @property
     def heartbeat_s(self) -> float:
         return duration_s(self.heartbeat, "heartbeat")
+
+    @property
+    def clone_backoff_s(self) -> float:
+        return duration_s(self.clone_backoff, "clone_backoff")
 
     @property
     def history_s(self) -> float:
@@ -107,7 +126,7 @@ def _read(path: str) -> dict[str, Any]:
     except OSError as failure:
         raise ConfigError(f"cannot read the config file {path}: {failure.strerror}") from failure
     except yaml.YAMLError as wrong:
-        raise ConfigError(f"{path} is no YAML: {wrong}") from wrong
+        raise ConfigError(f"{path} is no YAML: {yaml_problem(wrong)}") from wrong
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
@@ -119,6 +138,14 @@ def _read(path: str) -> dict[str, Any]:
             f"{path}: unknown setting {', '.join(unknown)}; there are {', '.join(sorted(known))}"
         )
     return loaded
+
+
+def yaml_problem(wrong: yaml.YAMLError) -> str:
+    """What is wrong with a YAML text, on one line."""
+    if isinstance(wrong, yaml.MarkedYAMLError) and wrong.problem_mark is not None:
+        mark = wrong.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {wrong.problem or wrong.context}"
+    return str(wrong).partition("\n")[0]
 
 
 def default_data_dir() -> str:
@@ -167,8 +194,21 @@ def duration_s(text: str, what: str = "duration") -> float:
 
 
 def names_of_this_host() -> list[str]:
-    """DNS names that clients on this machine and its network use for it."""
-    return ["localhost", *({socket.gethostname()} - {"localhost", ""})]
+    """DNS names that clients on this machine and its network use for it: its own where it can be one."""
+    own = socket.gethostname().lower()
+    return ["localhost", own] if own != "localhost" and _is_host(own) else ["localhost"]
+
+
+def _is_host(text: str) -> bool:
+    """Whether a certificate can hold it: an IP address, or a DNS name that may begin with `*.`."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        try:
+            check_name("name", text.removeprefix("*."))
+        except IdentityError:
+            return False
+    return True
 
 
 def _between(name: str, text: str, low: float, high: float) -> None:

@@ -180,8 +180,7 @@ def _grace_s(res: Resource, obj: Object, options: DeleteOptions) -> int:
         return int(present)
     else:
         grace = spec.get("terminationGracePeriodSeconds", GRACE_DEFAULT_S)
-    grace = 1 if grace < 0 else int(grace)
-    return grace if present is None else min(grace, int(present))
+    return 1 if grace < 0 else int(grace)
 
 
 def _set_finalizers(meta: Object, propagation: str | None) -> None:

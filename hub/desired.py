@@ -104,6 +104,7 @@ class Desired:
             CONFIGMAPS: configmaps,
             SECRETS: secrets,
         }
+        self._sources = (pods, configmaps, secrets)
         self._changed = changed
         self._advanced = advanced
         self._bodies = Bodies(bodies_bytes_max)
@@ -118,7 +119,8 @@ class Desired:
     @property
     def revision(self) -> int:
         """The highest revision that any part of this has reached."""
-        return max(informer.revision for informer in self._informers.values())
+        pods, configmaps, secrets = self._sources
+        return max(pods.revision, configmaps.revision, secrets.revision)
 
     @property
     def settled(self) -> bool:

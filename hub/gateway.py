@@ -10,27 +10,24 @@ what is bound to it (I5). A slot whose fence is lost is suspended: heartbeats go
 
 import asyncio
 import contextlib
-import functools
 import logging
 import random
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import orjson
 
 from edgelite import wire
-from edgelite.session import SILENT_HEARTBEATS
 from hub import errors, reports
 from hub.cache import Entry
 from hub.desired import Desired
-from hub.hello import NO_CLAIM, Answer, Hello, Standing, answer, welcome
-from hub.informer import Delta, Informers
+from hub.framing import Framing
+from hub.greeting import Greeting
+from hub.informer import Informers
 from hub.intake import Intake
 from hub.joining import Joining, Refused
-from hub.liveness import Liveness
 from hub.logstreams import CREDIT_BYTES, LogStream, open_body
 from hub.messages import (
     Action,
@@ -46,72 +43,29 @@ from hub.messages import (
     StreamClosed,
     StreamData,
 )
+from hub.nodewatch import NodeWatch
 from hub.objects import CONFIGMAPS, NODES, PODS, SECRETS, NodeView, PodView
-from hub.ordering import Ordering, Verdict
 from hub.ownership import Ownership
-from hub.registry import FenceLost, Object, Registry, now_rfc3339
+from hub.peers import AUDIT_S, GatewayConfig, Peer, name_of
+from hub.registry import Object, Registry, now_rfc3339
 from hub.session import Session, Shared
-from hub.transport import Connection, EdgePort, TransportLimits
+from hub.transport import Connection, EdgePort
 from hub.upstream import Update, Upstream
 from security.ca import CertificateAuthority
 from security.identity import IdentityError, NodeId, from_peercert
-from security.policy import JOINING, NODE, admit, message_bytes_max
+from security.policy import JOINING, admit
 from security.tls import expires_at
-from shards.claims import Fence, SlotRecord
+from shards.claims import Fence
 from shards.ring import slot_of
 
 log = logging.getLogger(__name__)
 
 SETTLE_S: Final = 0.1
 """How long a pod's document may wait for the informers of what it refers to."""
-ADOPTIONS_AT_ONCE: Final = 32
 FAREWELL_S: Final = 2.0
 SWEEP_S: Final = 1.0
-AUDIT_S: Final = 10.0
-"""How often every connection's certificate and message rate are looked at."""
-EMPTY_RECORD: Final = SlotRecord()
-
-
-@dataclass(frozen=True, slots=True)
-class GatewayConfig:
-    """Settings of the edge port.
-
-    host, port: where to listen; port 0 picks a free one.
-    advertise: the address that joining agents are told to use, None: the one that they used.
-    heartbeat_s: interval of every node's heartbeats; three without a byte end a connection.
-    window: unacknowledged documents per node. streams_max: open log streams per node.
-    clone_retry_s: back-off of a cloned node; clone_quiet_s: without further signs for this long it counts as single.
-    deleted_retry_s: how long a node whose Node was deleted is told to stay away.
-    joining_max: connections without a certificate at a time.
-    messages_max: messages of one node in AUDIT_S.
-    partial_bytes_max: unfinished messages of all nodes together.
-    """
-
-    host: str = "0.0.0.0"  # noqa: S104 - the edge port is for the world; every peer is authenticated
-    port: int = 8444
-    advertise: str | None = None
-    heartbeat_s: float = 30.0
-    window: int = 64
-    streams_max: int = 16
-    clone_retry_s: float = 60.0
-    clone_quiet_s: float = 300.0
-    deleted_retry_s: float = 60.0
-    joining_max: int = 512
-    messages_max: int = 20_000
-    partial_bytes_max: int = 128 << 20
-    transport: TransportLimits = field(default_factory=TransportLimits)
-
-    def __post_init__(self) -> None:
-        if not 0.1 <= self.heartbeat_s <= 600.0:
-            raise ValueError(f"heartbeat_s is {self.heartbeat_s}; 0.1 to 600 seconds are supported")
-        if not 1 <= self.window <= 1024:
-            raise ValueError(f"window is {self.window}; 1 to 1024 documents are supported")
-        if self.clone_quiet_s < 2 * self.clone_retry_s:
-            raise ValueError("clone_quiet_s must be at least twice clone_retry_s, else clones take turns")
-
-    @property
-    def patience_s(self) -> float:
-        return SILENT_HEARTBEATS * self.heartbeat_s
+PING: Final = wire.frame(wire.PING)
+"""Nearly all that nodes send, most of the time: worth a comparison before the decoder."""
 
 
 class MetricsSink(Protocol):
@@ -125,37 +79,6 @@ class MetricsSink(Protocol):
         labels: Sequence[str] = (),
         unit: str = "",
     ) -> None: ...
-
-
-class Peer:
-    """A connection and whose it is. `identity` None: it has no certificate, `session` is None then as well."""
-
-    __slots__ = (
-        "answers",
-        "conn",
-        "decoder",
-        "expires",
-        "identity",
-        "inc",
-        "messages",
-        "session",
-        "slot",
-        "streams",
-    )
-
-    def __init__(
-        self, conn: Connection, identity: NodeId | None, session: Session | None, slot: int, expires: float
-    ) -> None:
-        self.conn = conn
-        self.identity = identity
-        self.session = session
-        self.slot = slot
-        self.expires = expires
-        self.inc = ""
-        self.messages = 0
-        self.decoder: wire.Decoder | None = None
-        self.streams: dict[int, LogStream] | None = None
-        self.answers: tuple[list[int], list[tuple[int, str]], int] | None = None
 
 
 class Gateway:
@@ -176,11 +99,11 @@ class Gateway:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.config = config or GatewayConfig()
-        self._registry = registry
+        self.registry = registry
         self._informers = informers
-        self._ownership = ownership
+        self.ownership = ownership
         self._trust_domain = ca.trust_domain
-        self._now, self._wall, self._chance = now, wall, chance
+        self.now, self.wall, self._chance = now, wall, chance
         self.port = EdgePort(tls, self, self.config.transport, now)
         self.desired = Desired(
             informers.of(PODS),
@@ -189,37 +112,36 @@ class Gateway:
             self._document_changed,
             self._documents_advanced,
         )
-        self._nodes = informers.of(NODES)
+        self.nodes = informers.of(NODES)
         self._shared = Shared(self.desired, self.config.window, streams_max=self.config.streams_max)
         self.joining = Joining(
             registry,
             ca,
             lambda: self.config.advertise,
-            self._nodes.at_least,
+            self.nodes.at_least,
             wall,
-            lambda: self._jitter(2, 10),
+            lambda: self.jitter(2, 10),
         )
-        self.liveness = Liveness()
-        self.upstream = Upstream(registry, self._fence, self._fence_lost, self._spawn)
-        self._intake = Intake(self)
-        self._peers: dict[str, Peer] = {}
+        self.watch = NodeWatch(self)
+        self.greeting = Greeting(self)
+        self.upstream = Upstream(registry, self.fence, self.fence_lost, self.spawn)
+        self.intake = Intake(self)
+        self.peers: dict[str, Peer] = {}
         """The newest connection of each node that is here."""
         self._everyone: dict[Connection, Peer] = {}
-        self._order: dict[str, Ordering] = {}
-        self._suspended: set[int] = set()
-        self._adopting: set[str] = set()
+        self.suspended: set[int] = set()
+        """Slots whose fence was lost."""
         self._strangers = 0
         self._dirty: set[str] = set()
         self._pump_due = False
         self._answering: list[Peer] = []
-        self._scratch = {kind: self._new_decoder(kind) for kind in (NODE, JOINING)}
-        self._partial: dict[Connection, int] = {}
-        self._partial_bytes = 0
+        self.stored_revision = 0
+        """The highest that STORED has named: informers may be behind it when its node comes back."""
+        self._framing = Framing(self.config.partial_bytes_max)
         self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._main: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
-        self._unsubscribe: Callable[[], None] | None = None
         self.refused_messages = 0
         if metrics is not None:
             self._publish(metrics)
@@ -227,10 +149,9 @@ class Gateway:
     # -- life -------------------------------------------------------------------------------------------------------
 
     async def start(self) -> tuple[str, int]:
-        """Waits until what this hub knows is not older than its claims (I9), then listens. Returns the address."""
-        claimed = max(
-            (f.mod_revision for f in map(self._fence, range(self._ownership.slots)) if f), default=0
-        )
+        """Waits until what this hub knows is not older than its claims (I9), then listens. Returns the address. Raises
+        OSError when it is taken."""
+        claimed = max((f.mod_revision for f in map(self.fence, range(self.ownership.slots)) if f), default=0)
         for res in (PODS, CONFIGMAPS, SECRETS, NODES):
             informer = self._informers.of(res)
             await informer.synced()
@@ -268,17 +189,19 @@ class Gateway:
         async with asyncio.TaskGroup() as group:
             self._group = group
             self.desired.start()
-            self._unsubscribe = self._nodes.subscribe(self._on_nodes)
-            now = self._now()
-            for entry in self._nodes.cache:
-                self.liveness.watch(entry.key[1], now, self.config.patience_s)
+            self.watch.start()
             try:
-                ready.set_result(self.port.open(self.config.host, self.config.port))
+                try:
+                    address = self.port.open(self.config.host, self.config.port)
+                except OSError as failure:
+                    ready.set_exception(failure)
+                    return
+                ready.set_result(address)
                 await self._sweep_until_stopped()
                 await self._farewell()
             finally:
                 self.desired.stop()
-                self._unsubscribe()
+                self.watch.stop()
                 self.port.close()
             self.upstream.close()
             with contextlib.suppress(TimeoutError):
@@ -287,7 +210,7 @@ class Gateway:
             for task in self._tasks:
                 task.cancel()
 
-    def _spawn(self, job: Coroutine[Any, Any, None], name: str) -> None:
+    def spawn(self, job: Coroutine[Any, Any, None], name: str) -> None:
         assert self._group is not None
         task = self._group.create_task(job, name=name)
         self._tasks.add(task)
@@ -295,12 +218,12 @@ class Gateway:
 
     async def _sweep_until_stopped(self) -> None:
         every = min(SWEEP_S, self.config.heartbeat_s / 4)
-        audit_at = self._now() + AUDIT_S
+        audit_at = self.now() + AUDIT_S
         while not self._stopping.is_set():
             self.port.sweep()
-            self._find_silent()
-            if self._now() >= audit_at:
-                audit_at = self._now() + AUDIT_S
+            self.watch.find_silent()
+            if self.now() >= audit_at:
+                audit_at = self.now() + AUDIT_S
                 self._audit()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(every):
@@ -309,13 +232,13 @@ class Gateway:
     async def _farewell(self) -> None:
         self.port.stop_accepting()
         for peer in list(self._everyone.values()):
-            self._close(peer, "shutdown", "the hub stops", self._jitter(1, 5))
-        deadline = self._now() + FAREWELL_S
-        while len(self.port) and self._now() < deadline:
+            self.close_peer(peer, "shutdown", "the hub stops", self.jitter(1, 5))
+        deadline = self.now() + FAREWELL_S
+        while len(self.port) and self.now() < deadline:
             await asyncio.sleep(0.02)
             self.port.sweep()
 
-    def _jitter(self, low: float, high: float) -> float:
+    def jitter(self, low: float, high: float) -> float:
         return round(low + (high - low) * self._chance(), 2)
 
     # -- connections: what the port calls ------------------------------------------------------------------------
@@ -325,7 +248,7 @@ class Gateway:
         cert = conn.peercert()
         if cert is None:
             if self._strangers >= self.config.joining_max:
-                self._goodbye(conn, "overload", "many machines join at this moment", self._jitter(2, 10))
+                self._goodbye(conn, "overload", "many machines join at this moment", self.jitter(2, 10))
                 return
             self._strangers += 1
             self._admit(Peer(conn, None, None, -1, float("inf")))
@@ -339,17 +262,21 @@ class Gateway:
             self._goodbye(conn, "denied", str(wrong), None)
             return
         expires = expires_at(cert)
-        if expires <= self._wall():
+        if expires <= self.wall():
             self._goodbye(conn, "denied", "the certificate has expired; join anew with a token", None)
             return
-        slot = slot_of(identity.affinity, self._ownership.slots)
+        slot = slot_of(identity.affinity, self.ownership.slots)
         self._admit(Peer(conn, identity, Session(self._shared, identity.node), slot, expires))
 
     def received(self, conn: Connection, data: bytes) -> None:
         """Bytes of a peer. A bug that one peer's message finds ends that connection, not the hub."""
         peer: Peer = conn.owner
+        if data == PING and peer.decoder is None and peer.session is not None:
+            peer.messages += 1
+            self.perform(peer, peer.session.receive(wire.PING, 0, b""))
+            return
         try:
-            for kind, stream, body in self._decode(peer, data):
+            for kind, stream, body in self._framing.decode(peer, data):
                 peer.messages += 1
                 if peer.session is None:
                     self._from_stranger(peer, kind, body)
@@ -358,10 +285,10 @@ class Gateway:
                 if conn.owner is None:
                     return
         except wire.WireError as broken:
-            self._close(peer, "frame", str(broken), 30.0)
+            self.close_peer(peer, "frame", str(broken), 30.0)
         except Exception:
-            log.exception("a message of %s could not be handled", _name(peer))
-            self._close(peer, "failed", "the hub failed on a message; its log says why", 60.0)
+            log.exception("a message of %s could not be handled", name_of(peer))
+            self.close_peer(peer, "failed", "the hub failed on a message; its log says why", 60.0)
 
     def closed(self, conn: Connection, reason: str) -> None:
         """The connection has ended."""
@@ -369,7 +296,7 @@ class Gateway:
         if peer is None:
             return
         conn.owner = None
-        self._partial_bytes -= self._partial.pop(conn, 0)
+        self._framing.forget(conn)
         if peer.identity is None:
             self._strangers -= 1
             return
@@ -378,49 +305,15 @@ class Gateway:
             stream.lost(name)
         if peer.session is not None:
             peer.session.state = "closed"
-        if self._peers.get(name) is peer:
-            del self._peers[name]
-            if self._nodes.cache.get("", name) is not None:
-                self.liveness.lost(name, conn.heard, self.config.patience_s)
+        if self.peers.get(name) is peer:
+            del self.peers[name]
+            if self.nodes.cache.get("", name) is not None:
+                self.watch.liveness.lost(name, conn.heard, self.config.patience_s)
         log.debug("connection of node %s ended: %s", name, reason)
 
     def _admit(self, peer: Peer) -> None:
         peer.conn.owner = peer
         self._everyone[peer.conn] = peer
-
-    def _new_decoder(self, kind: str) -> wire.Decoder:
-        longest = message_bytes_max(kind)
-        return wire.Decoder(min(wire.FRAME_BYTES_MAX, longest), longest)
-
-    def _decode(self, peer: Peer, data: bytes) -> list[tuple[int, int, bytes]]:
-        """Most reads hold whole frames, so all peers share one decoder; who leaves a part in it keeps it."""
-        decoder = peer.decoder
-        if decoder is not None:
-            messages = decoder.feed(data)
-            self._note_partial(peer, decoder)
-            return messages
-        kind = JOINING if peer.session is None else NODE
-        decoder = self._scratch[kind]
-        try:
-            messages = decoder.feed(data)
-        except wire.WireError:
-            self._scratch[kind] = self._new_decoder(kind)
-            raise
-        if decoder.held_bytes():
-            peer.decoder = decoder
-            self._scratch[kind] = self._new_decoder(kind)
-            self._note_partial(peer, decoder)
-        return messages
-
-    def _note_partial(self, peer: Peer, decoder: wire.Decoder) -> None:
-        held = decoder.held_bytes()
-        self._partial_bytes += held - self._partial.pop(peer.conn, 0)
-        if held:
-            self._partial[peer.conn] = held
-            if self._partial_bytes > self.config.partial_bytes_max:
-                raise wire.WireError("too many unfinished messages at this hub; try again later")
-        else:
-            peer.decoder = None
 
     def _goodbye(
         self, conn: Connection, code: str, message: str, retry_s: float | None, reason: str = ""
@@ -431,12 +324,15 @@ class Gateway:
         conn.send(wire.frame(wire.GOAWAY, orjson.dumps(body)))
         conn.close(code)
 
-    def _close(self, peer: Peer, code: str, message: str, retry_s: float | None, reason: str = "") -> None:
+    def close_peer(
+        self, peer: Peer, code: str, message: str, retry_s: float | None, reason: str = ""
+    ) -> None:
+        """Says GOAWAY and ends the connection; nothing when it has ended already."""
         if peer.conn.owner is None:
             return
         if code in ("denied", "frame", "protocol", "clone", "overload"):
             self.refused_messages += 1
-            log.warning("connection of %s closed: %s: %s", _name(peer), code, message)
+            log.warning("connection of %s closed: %s: %s", name_of(peer), code, message)
         self._goodbye(peer.conn, code, message, retry_s, reason)
 
     # -- strangers ---------------------------------------------------------------------------------------------------
@@ -444,14 +340,14 @@ class Gateway:
     def _from_stranger(self, peer: Peer, kind: int, body: bytes) -> None:
         refusal = admit(JOINING, kind, len(body))
         if refusal is not None:
-            self._close(peer, refusal.code, refusal.message, None)
+            self.close_peer(peer, refusal.code, refusal.message, None)
         elif kind == wire.BUNDLE:
             self._send_roots(peer)
         elif kind == wire.JOIN:
             if peer.messages > 4:
-                self._close(peer, "overload", "one JOIN to a connection", 30.0)
+                self.close_peer(peer, "overload", "one JOIN to a connection", 30.0)
                 return
-            self._spawn(self._join(peer, body), "join")
+            self.spawn(self._join(peer, body), "join")
         else:
             peer.conn.close("peer")
 
@@ -460,7 +356,7 @@ class Gateway:
         try:
             joined = await self.joining.join(body)
         except Refused as no:
-            self._close(peer, no.code, no.message, no.retry_s, no.reason)
+            self.close_peer(peer, no.code, no.message, no.retry_s, no.reason)
             return
         peer.conn.send(wire.message(wire.JOINED, joined))
 
@@ -481,9 +377,9 @@ class Gateway:
     def _perform_rare(self, peer: Peer, action: Action) -> None:
         match action:
             case Report(entries):
-                self._intake.take(peer, entries)
+                self.intake.take(peer, entries)
             case Greeted(hello):
-                self._greet(peer, hello)
+                self.greeting.hello(peer, hello)
             case StreamData(stream, data):
                 if peer.streams and stream in peer.streams:
                     peer.streams[stream].data(data)
@@ -492,7 +388,7 @@ class Gateway:
                 if ended is not None:
                     ended.end(error)
             case Refusals(key, reason, message):
-                self._intake.refusals(peer, key, reason, message)
+                self.intake.refusals(peer, key, reason, message)
             case Confirmed():
                 self.write_node(peer, reports.reunited)
             case Renew(csr):
@@ -500,9 +396,9 @@ class Gateway:
             case Roots():
                 self._send_roots(peer)
             case Close(code, message, retry_s):
-                self._close(peer, code, message, retry_s)
+                self.close_peer(peer, code, message, retry_s)
             case Left(code, message):
-                log.info("%s left: %s %s", _name(peer), code, message)
+                log.info("%s left: %s %s", name_of(peer), code, message)
                 peer.conn.close("left")
 
     def _renew(self, peer: Peer, csr: str) -> None:
@@ -510,158 +406,15 @@ class Gateway:
         try:
             body = self.joining.renew(peer.identity, csr)
         except Refused as no:
-            self._close(peer, no.code, no.message, no.retry_s, no.reason)
+            self.close_peer(peer, no.code, no.message, no.retry_s, no.reason)
             return
         log.info("certificate of node %s renewed", peer.identity.node)
         peer.conn.send(wire.message(wire.RENEWED, body))
 
-    # -- HELLO -----------------------------------------------------------------------------------------------------
-
-    def _greet(self, peer: Peer, hello: Hello) -> None:
-        assert peer.identity is not None
-        name = peer.identity.node
-        order = self._order.setdefault(name, Ordering())
-        was_cloned = order.cloned
-        verdict = order.hello(hello.inc, hello.boot, hello.conn, self._now(), self.config.clone_quiet_s)
-        if verdict is Verdict.LATE:
-            self._close(peer, "superseded", "a newer connection of this node is here", self._jitter(4, 8))
-            return
-        if order.cloned != was_cloned:
-            change = functools.partial(reports.cloned, present=order.cloned)
-            self.write_node(peer, lambda node, now: change(node, now=now))
-        older = self._peers.get(name)
-        if verdict is Verdict.CLONE:
-            for one in (peer, older):
-                if one is not None:
-                    message = "two agents use this node's identity; both are refused until one is silent"
-                    self._close(one, "clone", message, self._clone_retry_s())
-            return
-        if older is not None and older is not peer:
-            self._close(older, "superseded", "a newer connection of this node is here", self._jitter(4, 8))
-        peer.inc = hello.inc
-        self._peers[name] = peer
-        entry = self._nodes.cache.get("", name)
-        if entry is not None:
-            self._welcome(peer, hello, entry)
-        elif name in self._adopting or len(self._adopting) >= ADOPTIONS_AT_ONCE:
-            self._close(peer, "overload", "the hub is making this node's Node; come back", self._jitter(1, 5))
-        elif peer.slot in self._suspended or self._fence(peer.slot) is None:
-            self._close(
-                peer, "overload", "this hub does not own the node's slot at present", self._jitter(5, 15)
-            )
-        else:
-            self._adopting.add(name)
-            self._spawn(self._adopt(peer, hello), f"adopt {name}")
-
-    def _clone_retry_s(self) -> float:
-        return self._jitter(0.8 * self.config.clone_retry_s, 1.2 * self.config.clone_retry_s)
-
-    async def _adopt(self, peer: Peer, hello: Hello) -> None:
-        """A valid certificate without a Node: makes one that says so; nothing is sent before somebody confirms."""
-        assert peer.identity is not None
-        name = peer.identity.node
-        node = reports.new_node(peer.identity)
-        reports.on_hold(
-            node,
-            reports.UNCONFIRMED,
-            "a valid certificate, but no Node was enrolled here",
-            hello.held,
-            now_rfc3339(),
-        )
-        try:
-            try:
-                stored = await self._registry.create(NODES, node, fence=self._fence(peer.slot))
-            except errors.AlreadyExists:
-                stored = await self._registry.get(NODES, "", name)
-            await self._nodes.at_least(stored.revision)
-        except errors.ApiError as failure:
-            self._close(
-                peer, "overload", f"the Node cannot be made now: {failure.message}", self._jitter(5, 15)
-            )
-            return
-        except FenceLost:
-            self._fence_lost(peer.slot)
-            return
-        finally:
-            self._adopting.discard(name)
-        entry = self._nodes.cache.get("", name)
-        if entry is not None and self._peers.get(name) is peer and peer.conn.owner is peer:
-            self._welcome(peer, hello, entry)
-
-    def _welcome(self, peer: Peer, hello: Hello, entry: Entry[NodeView]) -> None:
-        assert peer.identity is not None and peer.session is not None
-        affinity = (entry.meta.labels or {}).get(reports.SITE) or entry.key[1]
-        if affinity != peer.identity.affinity:
-            self._close(
-                peer,
-                "denied",
-                f"the certificate is for affinity {peer.identity.affinity!r}, the Node is at {affinity!r}; join anew",
-                300.0,
-            )
-            return
-        standing = self._standing(peer, hello, entry)
-        if standing is None:
-            self._close(
-                peer, "overload", "this hub does not own the node's slot at present", self._jitter(5, 15)
-            )
-            return
-        decided = answer(hello, standing, peer.session.digest())
-        peer.session.refused = self._intake.refused_of(entry)
-        peer.conn.set_idle(self.config.patience_s)
-        body = welcome(
-            hello,
-            standing,
-            decided,
-            heartbeat_s=self.config.heartbeat_s,
-            window=self.config.window,
-            now_unix=self._wall(),
-        )
-        peer.conn.send(wire.frame(wire.WELCOME, body))
-        self.liveness.connected(entry.key[1])
-        self._note_standing(peer, hello, decided, entry)
-        self.perform(peer, peer.session.welcomed(decided))
-
-    def _standing(self, peer: Peer, hello: Hello, entry: Entry[NodeView]) -> Standing | None:
-        owned = self._ownership.of(peer.slot)
-        if owned is None:
-            return None
-        edge = owned if hello.claim is None else self._ownership.of(hello.claim.slot)
-        identity = self._registry.store.identity
-        annotations = entry.meta.annotations or {}
-        return Standing(
-            store=identity.uuid,
-            generation=identity.generation,
-            slot=peer.slot,
-            claim=owned.claim,
-            edge_record=edge.record if edge is not None else EMPTY_RECORD,
-            head=max(self.desired.revision, owned.fence.mod_revision),
-            unconfirmed=has_condition(entry, reports.UNCONFIRMED),
-            parted=annotations.get(reports.PARTED),
-            confirmed=annotations.get(reports.CONFIRMED),
-            suspended="this hub has lost the node's slot" if peer.slot in self._suspended else "",
-        )
-
-    def _note_standing(self, peer: Peer, hello: Hello, decided: Answer, entry: Entry[NodeView]) -> None:
-        """Stores what has changed about the node, and only that."""
-        if decided.sync == "hold":
-            if decided.condition:
-                log.warning("node %s is on hold: %s", entry.key[1], decided.reason)
-                hold = functools.partial(
-                    reports.on_hold, condition=decided.condition, reason=decided.reason, held=hello.held
-                )
-                self.write_node(peer, lambda node, now: hold(node, now=now))
-            return
-        annotations = entry.meta.annotations or {}
-        parted = reports.PARTED in annotations or has_condition(entry, reports.HISTORY_PARTED)
-        if parted and not decided.taken_over and hello.held != NO_CLAIM:
-            self.write_node(peer, reports.reunited)
-        elif not has_condition(entry, reports.READY):
-            self.write_node(peer, reports.connected)
-
     # -- changes from the store -----------------------------------------------------------------------------------
 
     def _document_changed(self, node: str, key: str) -> None:
-        peer = self._peers.get(node)
+        peer = self.peers.get(node)
         if peer is not None and peer.session is not None:
             peer.session.changed(key)
             self._dirty.add(node)
@@ -680,65 +433,19 @@ class Gateway:
         self._pump_due = False
         dirty, self._dirty = self._dirty, set()
         for node in dirty:
-            peer = self._peers.get(node)
+            peer = self.peers.get(node)
             if peer is not None and peer.session is not None:
                 self.perform(peer, peer.session.pump())
 
-    def _on_nodes(self, deltas: Sequence[Delta[NodeView]], revision: int) -> None:
-        for delta in deltas:
-            name = delta.entry.key[1]
-            peer = self._peers.get(name)
-            if delta.type == "DELETED":
-                self.liveness.forget(name)
-                self._order.pop(name, None)
-                if peer is not None:
-                    message = "the Node was deleted; join anew, or confirm this node when it comes back"
-                    self._close(peer, "denied", message, self.config.deleted_retry_s)
-            elif peer is None:
-                if delta.type == "ADDED":
-                    self.liveness.watch(name, self._now(), self.config.patience_s)
-            elif peer.session is not None and peer.session.state == "hold":
-                confirmed = (delta.entry.meta.annotations or {}).get(reports.CONFIRMED)
-                if confirmed is not None and confirmed == peer.session.held:
-                    self._close(peer, "resync", "an operator has confirmed this node", 0.0)
-
-    # -- liveness ---------------------------------------------------------------------------------------------------
-
-    def _find_silent(self) -> None:
-        now = self._now()
-        refused: list[str] = []
-        for name in self.liveness.due(now):
-            entry = self._nodes.cache.get("", name)
-            if entry is None or name in self._peers or ready_of(entry) == "Unknown":
-                continue
-            if not self._write_silent(entry):
-                refused.append(name)
-        self.liveness.put_back(refused, now + self.config.heartbeat_s)
-
-    def _write_silent(self, entry: Entry[NodeView]) -> bool:
-        name = entry.key[1]
-
-        def apply(node: Object) -> Object | None:
-            return None if name in self._peers else reports.silent(node, now_rfc3339())
-
-        def done(result: "int | errors.ApiError") -> None:
-            if not isinstance(result, int):
-                log.info("node %s: silence not stored: %s", name, result)
-
-        slot = int(entry.partition)
-        if slot in self._suspended:
-            return False
-        return self.upstream.submit(slot, Update(NODES, "", name, entry.meta.uid, apply, done))
-
     def _audit(self) -> None:
         """Ends connections whose certificate has expired meanwhile, and those that send too much."""
-        wall = self._wall()
+        wall = self.wall()
         for peer in list(self._everyone.values()):
             if peer.expires <= wall:
-                self._close(peer, "denied", "the certificate has expired; join anew with a token", 600.0)
+                self.close_peer(peer, "denied", "the certificate has expired; join anew with a token", 600.0)
             elif peer.messages > self.config.messages_max:
                 text = f"{peer.messages} messages in {AUDIT_S:.0f} s, at most {self.config.messages_max} are allowed"
-                self._close(peer, "overload", text, 60.0)
+                self.close_peer(peer, "overload", text, 60.0)
             peer.messages = 0
 
     # -- the store ---------------------------------------------------------------------------------------------------
@@ -776,29 +483,26 @@ class Gateway:
         answering, self._answering = self._answering, []
         for peer in answering:
             answers, peer.answers = peer.answers, None
-            if answers is None or peer.session is None or peer.slot in self._suspended:
+            if answers is None or peer.session is None or peer.slot in self.suspended:
                 continue
             stored, refused, revision = answers
             revision = revision or self.desired.revision
+            self.stored_revision = max(self.stored_revision, revision)
             self.perform(peer, peer.session.stored(stored, revision, refused))
 
-    def close_peer(self, peer: Peer, code: str, message: str, retry_s: float | None) -> None:
-        """Ends a node's connection."""
-        self._close(peer, code, message, retry_s)
-
     def node_entry(self, name: str) -> Entry[NodeView] | None:
-        return self._nodes.cache.get("", name)
+        return self.nodes.cache.get("", name)
 
     def pod_entry(self, namespace: str, name: str) -> Entry[PodView] | None:
         return self._informers.of(PODS).cache.get(namespace, name)
 
-    def _fence(self, slot: int) -> Fence | None:
-        return None if slot in self._suspended else self._ownership.fence(slot)
+    def fence(self, slot: int) -> Fence | None:
+        return None if slot in self.suspended else self.ownership.fence(slot)
 
-    def _fence_lost(self, slot: int) -> None:
+    def fence_lost(self, slot: int) -> None:
         """Somebody else owns the slot now: keep the connections, answer heartbeats, do nothing else."""
-        self._suspended.add(slot)
-        for peer in self._peers.values():
+        self.suspended.add(slot)
+        for peer in self.peers.values():
             if peer.slot == slot and peer.session is not None:
                 peer.session.hold()
 
@@ -809,7 +513,7 @@ class Gateway:
         since_s, timestamps, limit (ARCHITECTURE.md, OPEN). Close the iterator to end the stream. Raises BadRequest,
         ServiceUnavailable (the node is not connected), TooManyRequests, and what the node answers."""
         body = open_body(options)
-        peer = self._peers.get(node)
+        peer = self.peers.get(node)
         if peer is None or peer.session is None:
             raise errors.ServiceUnavailable(
                 f'node "{node}" is not connected; its logs can be read when it is back'
@@ -854,7 +558,7 @@ class Gateway:
         return {
             "connections": len(self.port),
             "handshaking": self.port.shaking,
-            "nodes": len(self._peers),
+            "nodes": len(self.peers),
             "backlog_bytes": self.port.backlog_bytes,
             "accepted": counters.accepted,
             "handshakes": counters.handshakes,
@@ -866,7 +570,7 @@ class Gateway:
             "upstream_jobs": self.upstream.jobs,
             "upstream_transactions": self.upstream.transactions,
             "upstream_retries": self.upstream.retries,
-            "suspended_slots": len(self._suspended),
+            "suspended_slots": len(self.suspended),
         }
 
     def _publish(self, metrics: MetricsSink) -> None:
@@ -882,15 +586,3 @@ class Gateway:
             lambda: {(reason,): n for reason, n in self.port.counters.closed.items()},
             ("reason",),
         )
-
-
-def _name(peer: Peer) -> str:
-    return f"node {peer.identity.node}" if peer.identity is not None else f"a peer at {peer.conn.peername()}"
-
-
-def ready_of(entry: Entry[NodeView]) -> str:
-    return next((c.status for c in entry.view.status.conditions or () if c.type == reports.READY), "")
-
-
-def has_condition(entry: Entry[NodeView], kind: str) -> bool:
-    return any(c.type == kind and c.status == "True" for c in entry.view.status.conditions or ())

@@ -22,7 +22,8 @@ from hub.upstream import Creation, Removal, Result, Single, Update
 from security.policy import may_report
 
 if TYPE_CHECKING:
-    from hub.gateway import Gateway, Peer
+    from hub.gateway import Gateway
+    from hub.peers import Peer
 
 OBSOLETE: Final = "obsolete"
 REASON_CHARS_MAX: Final = 256

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from hub.config import yaml_problem
 from hub.files import write_atomically
 
 
@@ -63,7 +64,7 @@ def read(path: str) -> Credentials:
             f"cannot read {path}: {failure.strerror}; is the hub of this data directory running?"
         ) from failure
     except yaml.YAMLError as wrong:
-        raise KubeconfigError(f"{path} is no YAML: {wrong}") from wrong
+        raise KubeconfigError(f"{path} is no YAML: {yaml_problem(wrong)}") from wrong
     try:
         context = _named(data, "contexts", data["current-context"])["context"]
         cluster = _named(data, "clusters", context["cluster"])["cluster"]

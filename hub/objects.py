@@ -11,8 +11,6 @@ import msgspec
 
 PREFIX = "cloudhub.dev"
 """API group and label prefix of the project."""
-TOKEN_ID_LABEL = f"{PREFIX}/token-id"
-"""On a JoinToken: the id that its text carries, by which a join finds it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,10 +59,13 @@ class Ownership:
             page = await store.page(at, end)
             held.update((kv.key, kv) for kv in page.items)
             at = page.next_key
+        # Read once, before the first claim: what an edge has seen beyond it is not from this store's history, and our
+        # own claims, one revision per transaction, must not count as if it were (I9).
+        revision = await store.revision()
         owned: dict[int, Owned] = {}
         for first in range(0, slots, _SLOTS_PER_TXN):
             some = range(first, min(first + _SLOTS_PER_TXN, slots))
-            owned |= await _claim_some(store, keys, member, some, held, now, random_id)
+            owned |= await _claim_some(store, keys, member, some, held, revision, now, random_id)
         return cls(owned, slots)
 
 
@@ -72,13 +75,13 @@ async def _claim_some(
     member: str,
     slots: range,
     held: dict[str, KeyValue],
+    revision: int,
     now: float,
     random_id: Callable[[], str],
 ) -> dict[int, Owned]:
     compares: list[Compare] = []
     ops: list[Put | Delete] = []
     made: dict[int, tuple[Claim, SlotRecord]] = {}
-    revision = await store.revision()
     owner = msgspec.json.encode({"member": member})
     for slot in slots:
         epoch = held.get(keys.slot_epoch(slot))

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from hub import errors
-from hub.objects import NODES, PODS, PREFIX
+from hub.cache import Entry
+from hub.objects import NODES, PODS, PREFIX, NodeView
 from security.identity import DEFAULT_TENANT, NodeId
 
 Object = dict[str, Any]
@@ -241,6 +242,16 @@ def is_label(key: str, value: str) -> bool:
     return _LABEL_NAME.fullmatch(name) is not None and (
         value == "" or (isinstance(value, str) and _LABEL_NAME.fullmatch(value) is not None)
     )
+
+
+def ready_of(entry: Entry[NodeView]) -> str:
+    """The status of a cached Node's Ready condition, "" without one."""
+    return next((c.status for c in entry.view.status.conditions or () if c.type == READY), "")
+
+
+def has_condition(entry: Entry[NodeView], kind: str) -> bool:
+    """Whether a cached Node's condition is True."""
+    return any(c.type == kind and c.status == "True" for c in entry.view.status.conditions or ())
 
 
 # Pods

@@ -10,7 +10,7 @@ are deleted after them. Whatever a peer sends, `receive` raises nothing: the wor
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -65,6 +65,35 @@ class Docs(Protocol):
     def body(self, document: Document) -> bytes | None: ...
 
 
+class LastSet:
+    """The SET that was made last: what many nodes get is put together once, and its bytes are shared by all queues."""
+
+    __slots__ = ("body", "document", "frame", "revision")
+
+    def __init__(self) -> None:
+        self.document: Document | None = None
+        self.revision = 0
+        self.body = self.frame = b""
+
+    def of(self, document: Document, revision: int, docs: Docs, frame_bytes_max: int) -> bytes | None:
+        """The message, in frames that the peer takes; None when the document has changed meanwhile."""
+        if self.document is not document or self.revision != revision:
+            content = docs.body(document)
+            if content is None:
+                return None
+            header = b'{"k":"%b","v":"%b","r":%d}' % (
+                document.key.encode(),
+                document.version.encode(),
+                revision,
+            )
+            self.body = wire.set_body(header, content)
+            self.frame = wire.message(wire.SET, self.body)
+            self.document, self.revision = document, revision
+        if len(self.body) <= frame_bytes_max:
+            return self.frame
+        return wire.message(wire.SET, self.body, 0, frame_bytes_max)
+
+
 @dataclass(frozen=True, slots=True)
 class Shared:
     """What all sessions have in common. window: unacknowledged documents; window_bytes: their bytes (one larger
@@ -74,6 +103,7 @@ class Shared:
     window: int = 64
     window_bytes: int = 2 << 20
     streams_max: int = 16
+    last_set: LastSet = field(default_factory=LastSet)
 
 
 class _Broken(Exception):
@@ -303,8 +333,8 @@ class Session:
             return ()
         actions: list[Action] = []
         if self._waiting is not None:
-            for urgency in (CONFIGS, PODS, OLD_CONFIGS):
-                if not self._send_waiting(self._waiting[urgency], actions):
+            for keys in self._waiting:
+                if keys and not self._send_waiting(keys, actions):
                     break
             if not any(self._waiting):
                 self._waiting = None
@@ -365,15 +395,12 @@ class Session:
             urgency = CONFIGS if key in self._shared.docs.of(self.node) else OLD_CONFIGS
         if self._waiting is None:
             self._waiting = ({}, {}, {})
-        for other, keys in enumerate(self._waiting):
-            if other != urgency:
-                keys.pop(key, None)
+        elif urgency != PODS:
+            self._waiting[CONFIGS if urgency == OLD_CONFIGS else OLD_CONFIGS].pop(key, None)
         self._waiting[urgency][key] = None
 
     def _send_waiting(self, keys: dict[str, None], actions: list[Action]) -> bool:
         """False when the window is full."""
-        if not keys:
-            return True
         shared = self._shared
         if self._in_flight is None:
             self._in_flight = {}
@@ -402,11 +429,9 @@ class Session:
             body = orjson.dumps({"k": key, "r": revision})
             actions.append(Send(wire.frame(wire.DEL, body)))
         else:
-            content = self._shared.docs.body(document)
-            if content is None:
+            message = self._shared.last_set.of(document, revision, self._shared.docs, self._frame_max)
+            if message is None:
                 return  # it has changed again, and `changed` will say so
-            header = b'{"k":"%b","v":"%b","r":%d}' % (key.encode(), document.version.encode(), revision)
-            message = wire.message(wire.SET, wire.set_body(header, content), 0, self._frame_max)
             actions.append(Send(message))
             self._in_flight_bytes += document.size
         self._in_flight[key] = document

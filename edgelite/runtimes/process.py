@@ -18,9 +18,11 @@ from edgelite import __version__
 from edgelite.logfiles import LOOK_S, LogFile, Reader
 from edgelite.loop import POLLIN, Wait
 from edgelite.loop import now as clock
-from edgelite.runtimes import process_plan, process_proc, process_review, process_spawn
+from edgelite.runtimes import process_pipes, process_plan, process_proc, process_review, process_spawn
 from edgelite.runtimes.base import Runtime, RuntimeFailure
 from edgelite.runtimes.process_cgroups import Cgroups
+from edgelite.runtimes.process_config import Config as Config
+from edgelite.runtimes.process_config import Host as Host
 from edgelite.runtimes.process_container import NOBODY, UNKNOWN_EXIT, Container, parse
 from edgelite.runtimes.process_proc import Process, Snapshot
 
@@ -37,65 +39,6 @@ SHIM_S = 5.0  # after the workload's end, for the shim to write the rest of the 
 UNKILLABLE_S = 10.0  # after SIGKILL, for processes in uninterruptible sleep
 RETRY_S = 0.03
 UNWATCHED_S = 0.5  # how often processes are looked at where there is no pidfd
-OUTPUT_BYTES = 10240
-
-
-class Config:
-    """Options of the runtime.
-
-    allow_privileged: whether pods may use root, hostPath, hostNetwork and the like. default_uid, default_gid: as whom
-    containers run when the agent is root and the pod does not say. log_bytes x log_files: size and number of log files of a
-    container; all logs together at most log_share of their disk. pids_max: processes and threads per container."""
-
-    __slots__ = (
-        "allow_privileged",
-        "default_gid",
-        "default_uid",
-        "log_bytes",
-        "log_files",
-        "log_share",
-        "pids_max",
-    )
-
-    def __init__(
-        self,
-        allow_privileged: bool = False,
-        default_uid: int = 65534,
-        default_gid: int = 65534,
-        log_bytes: int = 10 << 20,
-        log_files: int = 3,
-        log_share: float = 0.1,
-        pids_max: int = 4096,
-    ) -> None:
-        self.allow_privileged = allow_privileged
-        self.default_uid = default_uid
-        self.default_gid = default_gid
-        self.log_bytes = log_bytes
-        self.log_files = log_files
-        self.log_share = log_share
-        self.pids_max = pids_max
-
-
-class Host:
-    """Where things are on this machine; tests put others in. namespaces, cgroups: None to find out."""
-
-    __slots__ = ("cgroups", "namespaces", "pidfd", "proc", "python", "shell")
-
-    def __init__(
-        self,
-        proc: str = "/proc",
-        shell: str = "/bin/sh",
-        python: str = "",
-        namespaces: "str | None" = None,
-        cgroups: "Cgroups | None" = None,
-        pidfd: bool = True,
-    ) -> None:
-        self.proc = proc
-        self.shell = shell
-        self.python = python or process_spawn.default_python()
-        self.namespaces = namespaces
-        self.cgroups = cgroups
-        self.pidfd = pidfd
 
 
 class ProcessRuntime(Runtime):
@@ -128,7 +71,7 @@ class ProcessRuntime(Runtime):
         self._active: "list[Container]" = []
         self._by_fd: "dict[int, Container]" = {}
         self._unreaped: "set[int]" = set()
-        self._doomed: "list[Process]" = []  # killed by `recover`, which waits for their end
+        self._unrecorded: "list[Container]" = []  # ended, and the journal could not take it yet
         self._looked_at = 0.0
         self._epoll = select.epoll()
         self._wake_r, self._wake_w = os.pipe()
@@ -171,9 +114,9 @@ class ProcessRuntime(Runtime):
         c = self._new(launch)
         child = self._fork(c, launch)
         try:
-            report = yield from _read_report(child.report, clock() + START_S)
-            ready, rest = _parse_report(report)
-            if ready and not rest:
+            report = yield from process_pipes.read_report(child.report, clock() + START_S)
+            failure = process_pipes.failure(report)
+            if failure is None:
                 c.find_workload(self._host.proc)
                 self._watch(c, c.work)
                 return c.running()
@@ -184,8 +127,7 @@ class ProcessRuntime(Runtime):
             self._wake()
         self._watch(c, NOBODY)
         yield from self._undo(c)
-        reason, _, message = (rest or _silence(report)).partition("\0")
-        raise RuntimeFailure(reason, message)
+        raise failure
 
     def _new(self, launch: "Launch") -> Container:
         uid, name = launch.pod["uid"], launch.container["name"]
@@ -278,6 +220,8 @@ class ProcessRuntime(Runtime):
             process_proc.send(process, signal.SIGKILL, self._host.proc)
 
     def _forget(self, c: Container) -> None:
+        if c in self._unrecorded:
+            self._unrecorded.remove(c)
         self._cgroups.remove(c.group)
         _remove_tree(c.directory)
         self._state.delete(c.key)
@@ -295,7 +239,7 @@ class ProcessRuntime(Runtime):
 
     def _wake_at(self, deadline: "float | None") -> "float | None":
         times = [] if deadline is None else [deadline]
-        if self._active:
+        if self._active or self._unrecorded:
             times.append(self._looked_at + LOOK_S)
         if any(c.ending_at for c in self._active):
             times.append(clock() + RETRY_S)
@@ -403,12 +347,24 @@ class ProcessRuntime(Runtime):
             c.log = None
         self._drop(c)
         self._cgroups.remove(c.group)
-        self._state.put(c.key, c.record())
+        self._unrecorded.append(c)
+        self._record_ends()
+
+    def _record_ends(self) -> None:
+        """Makes ends durable. While the disk is full they are kept here and tried again with the logs; an agent that
+        dies meanwhile finds them once more in what the shim wrote."""
+        for c in list(self._unrecorded):
+            try:
+                self._state.put(c.key, c.record())
+            except Exception:  # noqa: S112  (of whatever kind the journal's is)
+                continue
+            self._unrecorded.remove(c)
 
     def _look(self) -> None:
         """Samples and rotates the logs of what runs, once a second."""
         if clock() - self._looked_at < LOOK_S:
             return
+        self._record_ends()
         self._looked_at = clock()
         for c in self._active:
             if c.log is None:
@@ -471,23 +427,34 @@ class ProcessRuntime(Runtime):
         snapshot = Snapshot(self._host.proc)
         for attempts in list(self._attempts.values()):
             for c in [c for c in attempts if c.status is None]:
-                self._find(c, snapshot)
+                self._find(c)
+        yield from self._kill_strays([c for attempts in self._attempts.values() for c in attempts], snapshot)
         while any(c.ending_at or c.work == NOBODY for c in self._active):
             self._poll()
             snapshots: "list[Snapshot]" = []
             for c in list(self._active):
                 self._advance(c, snapshots)
             yield Wait(-1, 0, clock() + RETRY_S)
-        deadline = clock() + UNKILLABLE_S
-        while self._doomed and clock() < deadline:
-            self._doomed = [p for p in self._doomed if process_proc.alive(p.pid, p.start, self._host.proc)]
-            yield Wait(-1, 0, clock() + RETRY_S)
         newest = [attempts[-1] for attempts in self._attempts.values() if attempts]
         for c in newest:
             c.reported = c.status is not None
         return [c.status or c.running() for c in newest]
 
-    def _find(self, c: Container, snapshot: Snapshot) -> None:
+    def _kill_strays(self, known: "list[Container]", snapshot: Snapshot) -> "Generator[Wait, bool, None]":
+        """Ends whatever belongs to a container that has ended: after a reboot that was none (a moved or thawed machine), its
+        processes still run. Looked at until nothing is left, for what is alive forks."""
+        ended = [c.launch for c in known if c.status is not None]
+        deadline = clock() + UNKILLABLE_S
+        while clock() < deadline:
+            found = [p for launch in ended for p in snapshot.workload(launch, 0, 0) + snapshot.shim(launch)]
+            if not found:
+                return
+            for process in found:
+                process_proc.send(process, signal.SIGKILL, self._host.proc)
+            yield Wait(-1, 0, clock() + RETRY_S)
+            snapshot = Snapshot(self._host.proc)
+
+    def _find(self, c: Container) -> None:
         """Adopts what runs, and brings to an end what does not run as recorded."""
         proc = self._host.proc
         here = c.boot == self._boot
@@ -510,14 +477,10 @@ class ProcessRuntime(Runtime):
             c.ending_at = clock()
             c.work = (-1, 0)
             return
-        self._after_reboot(c, snapshot)
+        self._after_reboot(c)
 
-    def _after_reboot(self, c: Container, snapshot: Snapshot) -> None:
-        """Nothing of before can run, unless only the boot id is new (a moved or thawed machine): then it ends here."""
+    def _after_reboot(self, c: Container) -> None:
         code = c.written("exit")
-        for process in snapshot.workload(c.launch, 0, 0) + snapshot.shim(c.launch):
-            process_proc.send(process, signal.SIGKILL, self._host.proc)
-            self._doomed.append(process)
         if code is None:
             message = "the machine was restarted while it ran, so nothing recorded how it ended"
             status = c.exited(UNKNOWN_EXIT, "ContainerStatusUnknown", message, time.time())
@@ -581,10 +544,12 @@ class ProcessRuntime(Runtime):
         for key in [k for k in self._attempts if k[0] == uid]:
             if self._attempts[key] and self._attempts[key][-1].status is None:
                 yield from self.stop(uid, key[1], 0.0)
-            for c in self._attempts.pop(key):
+            for c in list(self._attempts[key]):
                 self._forget(c)
+                self._attempts[key].remove(c)
                 _remove_tree(os.path.dirname(c.directory))
                 _rmdir(os.path.dirname(os.path.dirname(c.directory)))
+            del self._attempts[key]
 
     # Looking inside
 
@@ -605,47 +570,17 @@ class ProcessRuntime(Runtime):
             ) from error
         output = b""
         try:
-            output, code = yield from self._attend(child, clock() + timeout_s)
+            output, code = yield from process_pipes.attend(child, clock() + timeout_s, self._host.pidfd)
         finally:
-            report = _read_all(child.report)
+            report = process_pipes.read_rest(child.report)
             child.close()
             self._end_session(child.pid)
         if code is None:
             raise RuntimeFailure("Timeout", "%s did not end within %g s" % (argv[0], timeout_s))
-        ready, rest = _parse_report(report)
-        if rest or not ready:
-            reason, _, message = (rest or _silence(report)).partition("\0")
-            raise RuntimeFailure(reason, message)
+        failure = process_pipes.failure(report)
+        if failure is not None:
+            raise failure
         return code, output
-
-    def _attend(
-        self, child: process_spawn.Child, deadline: float
-    ) -> "Generator[Wait, bool, tuple[bytes, int | None]]":
-        """Collects the output until the command ends; None for its code when it did not in time."""
-        output = bytearray()
-        os.set_blocking(child.output, False)
-        pidfd = os.pidfd_open(child.pid) if self._host.pidfd and hasattr(os, "pidfd_open") else -1
-        both = select.epoll()
-        try:
-            both.register(child.output, select.EPOLLIN)
-            if pidfd >= 0:
-                both.register(pidfd, select.EPOLLIN)
-            open_output = True
-            while True:
-                pid, status = os.waitpid(child.pid, os.WNOHANG)
-                open_output = open_output and _drain(child.output, output)
-                if pid:
-                    return bytes(output), _exit_code(status)
-                if clock() >= deadline:
-                    return bytes(output), None
-                if not open_output:
-                    both = _without(both, child.output, pidfd)
-                wake = deadline if pidfd >= 0 else min(deadline, clock() + RETRY_S)
-                yield Wait(both.fileno(), POLLIN, wake)
-        finally:
-            both.close()
-            if pidfd >= 0:
-                os.close(pidfd)
 
     def _end_session(self, pid: int) -> None:
         """What an exec leaves in its own session ends with it."""
@@ -672,62 +607,6 @@ class ProcessRuntime(Runtime):
         else:
             log = c.log
         yield from Reader(log, options).stream(out, lambda: c.status is not None)
-
-
-def _read_report(fd: int, deadline: float) -> "Generator[Wait, bool, bytes]":
-    data = b""
-    while len(data) < 65536:
-        ready = yield Wait(fd, POLLIN, deadline)
-        if not ready:
-            return b"RunContainerError\0it did not get going within %d s" % int(START_S)
-        more = os.read(fd, 4096)
-        if not more:
-            break
-        data += more
-    return data
-
-
-def _parse_report(data: bytes) -> "tuple[bool, str]":
-    """(the launcher reached exec, what went wrong as "reason NUL message" or "")."""
-    if data.startswith(b"ready "):
-        return True, data.partition(b"\n")[2].decode("utf-8", "replace")
-    return False, data.decode("utf-8", "replace")
-
-
-def _silence(report: bytes) -> str:
-    return "RunContainerError\0the launcher ended without a word; the container's log or the kernel's may tell why"
-
-
-def _read_all(fd: int) -> bytes:
-    os.set_blocking(fd, False)
-    found = bytearray()
-    _drain(fd, found, 65536)
-    return bytes(found)
-
-
-def _drain(fd: int, into: bytearray, limit: int = OUTPUT_BYTES) -> bool:
-    """Reads what is there, keeps the first `limit` bytes; False at the end."""
-    for _ in range(64):
-        try:
-            data = os.read(fd, 16384)
-        except BlockingIOError:
-            return True
-        if not data:
-            return False
-        into += data[: max(0, limit - len(into))]
-    return True
-
-
-def _without(both: "select.epoll", fd: int, pidfd: int) -> "select.epoll":
-    try:
-        both.unregister(fd)
-    except FileNotFoundError:
-        pass
-    return both
-
-
-def _exit_code(status: int) -> int:
-    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
 def _crc(text: str) -> int:

@@ -268,7 +268,8 @@ def _delegated(top: str, bottom: str) -> "tuple[str, ...]":
 
 
 def _pids(directory: str) -> "list[int]":
-    return [int(line) for line in _lines(os.path.join(directory, "cgroup.procs"))]
+    # 0 stands for processes of another pid namespace: not ours, and to kill, it would mean this process's group.
+    return [int(line) for line in _lines(os.path.join(directory, "cgroup.procs")) if line != "0"]
 
 
 def _lines(path: str) -> "list[str]":

@@ -13,12 +13,17 @@ parent, with everything that the parent held bound again at its place.
 
 import marshal
 import os
-import signal
 import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from typing import Any
+else:
+    try:
+        import _signal as signal  # what `signal` wraps; the wrapper's enums take as long as all the rest here
+    except ImportError:
+        import signal
 
 REPORT_FD = 6
 SPEC_FD = 9

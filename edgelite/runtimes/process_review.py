@@ -140,7 +140,11 @@ class _Review:
             text = "%s.command: container %s needs a command: the process runtime does not use the image"
             self.refusals.append(text % (where, container.get("name")))
         try:
-            identify(spec, container, where, self._can)
+            user = identify(spec, container, where, self._can)
+            added = ((container.get("securityContext") or {}).get("capabilities") or {}).get("add")
+            if added and user.uid != 0:
+                text = "%s.securityContext.capabilities.add: has no effect for user %d, only for user 0"
+                self.warnings.append(text % (where, user.uid))
         except Refused as error:
             self.refusals.append(str(error))
         self._security(where + ".securityContext", container.get("securityContext") or {})

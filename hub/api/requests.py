@@ -10,13 +10,14 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from hub import errors
-from hub.api import decode
+from hub.api import decode, protobuf
 from hub.api.kinds import Kind, kinds
 
 BODY_BYTES_MAX: Final = 3 * 1024 * 1024
 """As in Kubernetes: what an etcd request may hold, twice."""
 _THREAD_BYTES_MIN: Final = 64 * 1024
-_YAML_THREAD_BYTES_MIN: Final = 4 * 1024
+_SLOW_BYTES_MIN: Final = 4 * 1024
+"""YAML and protobuf take some ten times as long per byte as JSON."""
 _SEGMENT_BYTES_MAX: Final = 512
 _TRUE: Final = ("1", "t", "T", "true", "TRUE", "True")
 _FALSE: Final = ("0", "f", "F", "false", "FALSE", "False", "")
@@ -36,6 +37,8 @@ def parse_target(raw_path: str) -> Target | None:
     """The resource that a path below /api or /apis names; None for paths that are no resource. Raises NotFound for
     resources that are not served, BadRequest for names that cannot be one."""
     segments = [_segment(s) for s in raw_path.strip("/").split("/")]
+    if "" in segments:
+        raise errors.NotFound.no_such_path()
     if segments[0] == "api":
         segments.insert(1, "")
     if segments[0] not in ("api", "apis") or len(segments) < 4:
@@ -45,7 +48,7 @@ def parse_target(raw_path: str) -> Target | None:
     if rest[0] == "namespaces" and len(rest) >= 3 and (group, version, rest[2]) in kinds():
         namespace, rest = rest[1], rest[2:]
     kind = kinds().get((group, version, rest[0]))
-    if kind is None or len(rest) > 3 or "" in rest:
+    if kind is None or len(rest) > 3:
         raise errors.NotFound.no_such_path()
     if namespace and not kind.res.namespaced:
         raise errors.NotFound.no_such_path()
@@ -59,8 +62,16 @@ def parse_target(raw_path: str) -> Target | None:
 
 
 def _segment(raw: str) -> str:
-    text = unquote(raw, errors="strict") if "%" in raw else raw
-    if len(text) > _SEGMENT_BYTES_MAX or "/" in text or "%" in text or "\0" in text or text in (".", ".."):
+    # A replaced byte stays recognisable, so that no two names become one.
+    text = unquote(raw, errors="replace") if "%" in raw else raw
+    if (
+        "\ufffd" in text
+        or len(text) > _SEGMENT_BYTES_MAX
+        or "/" in text
+        or "%" in text
+        or "\0" in text
+        or text in (".", "..")
+    ):
         raise errors.BadRequest(f"invalid path segment {errors.quote(text[:64])}")
     return text
 
@@ -136,8 +147,12 @@ async def read_body(request: web.BaseRequest, *, limit: int = BODY_BYTES_MAX) ->
 
 
 async def parse_body(content_type: str, body: bytes) -> Any:
-    """The body's value. What takes long to parse does not hold up the loop."""
-    is_yaml = "yaml" in content_type
-    if len(body) >= (_YAML_THREAD_BYTES_MIN if is_yaml else _THREAD_BYTES_MIN):
-        return await asyncio.to_thread(decode.parse_body, content_type, body)
-    return decode.parse_body(content_type, body)
+    """The body's value. What takes long to parse does not hold up the loop. Raises BadRequest, UnsupportedMediaType."""
+    media = content_type.partition(";")[0].strip().lower()
+    if media == decode.PROTOBUF:
+        if len(body) >= _SLOW_BYTES_MIN:
+            return await asyncio.to_thread(protobuf.parse, body)
+        return protobuf.parse(body)
+    if len(body) >= (_SLOW_BYTES_MIN if "yaml" in media else _THREAD_BYTES_MIN):
+        return await asyncio.to_thread(decode.parse_body, media, body)
+    return decode.parse_body(media, body)

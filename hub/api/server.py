@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from aiohttp import hdrs, web
 from aiohttp.web_protocol import RequestHandler
@@ -24,6 +24,7 @@ from hub.api.handlers import Handlers, Timing, json_response, verb_of
 from hub.api.kinds import kinds
 from hub.api.logs import Gateway
 from hub.api.negotiation import JSON, discovery_version
+from hub.api.protocol import HttpServer
 from hub.api.rendering import encode
 from hub.api.requests import Target, flag, parse_target
 from hub.api.watch import WatchCache
@@ -38,7 +39,6 @@ log = logging.getLogger(__name__)
 CLIENT_GONE: Final = 499
 """Counted for requests whose client went away; never sent."""
 
-_Connection = RequestHandler
 Check = Callable[[], str | None]
 """A readiness check: None, or why not."""
 
@@ -112,8 +112,8 @@ class ApiServer:
         self._in_flight = 0
         self._long = 0
         self._long_by_user: Counter[str] = Counter()
-        self._server: web.Server | None = None
-        self._unused: dict[_Connection, asyncio.TimerHandle] = {}
+        self._server: HttpServer | None = None
+        self._unused: dict[RequestHandler, asyncio.TimerHandle] = {}
         self._listener: asyncio.Server | None = None
         self._stopping = False
 
@@ -122,9 +122,8 @@ class ApiServer:
     async def start(self) -> tuple[str, int]:
         """Listens; returns the address. Raises OSError when it is taken."""
         limits = self._config.limits
-        self._server = web.Server(
-            cast(Any, self._answer),
-            handler_cancellation=True,  # a client that went away ends its watch at once
+        self._server = HttpServer(
+            self._answer,
             access_log=None,
             keepalive_timeout=limits.keepalive_s,
             max_line_size=limits.header_bytes,
@@ -173,7 +172,7 @@ class ApiServer:
         self._unused[protocol] = loop.call_later(limits.first_request_s, self._close_unused, protocol)
         return protocol
 
-    def _close_unused(self, protocol: _Connection) -> None:
+    def _close_unused(self, protocol: RequestHandler) -> None:
         """Closes a connection that has sent no whole request head since it was accepted."""
         self._unused.pop(protocol, None)
         protocol.force_close()

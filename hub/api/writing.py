@@ -165,7 +165,8 @@ class Writer:
             try:
                 return await self._write(kind, stored, _copy(obj), subresource, warnings, dry_run)
             except errors.Conflict:
-                if asked:
+                uid = obj["metadata"].get("uid")
+                if asked or (uid and uid != stored.obj()["metadata"]["uid"]):
                     raise
         raise errors.Conflict(kind.res.resource, name, group=kind.res.group)
 

@@ -67,6 +67,10 @@ class DirectoryLocked(StoreError):
     """Another hub runs on this data directory."""
 
 
+class DirectoryUnusable(StoreError):
+    """The data directory cannot be made or written."""
+
+
 @dataclass(slots=True)
 class _Waiting:
     """A transaction on its way through the writer thread."""
@@ -80,9 +84,15 @@ class _Waiting:
 
 def lock_directory(directory: str) -> int:
     """Takes the data directory for this process; returns the descriptor that holds the lock until it is closed.
-    Raises DirectoryLocked."""
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    fd = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    Raises DirectoryLocked, DirectoryUnusable."""
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        fd = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as failure:
+        why = "it is a file" if isinstance(failure, FileExistsError) else failure.strerror
+        raise DirectoryUnusable(
+            f"cannot use the data directory {directory}: {why}; correct that, or set data_dir to another"
+        ) from failure
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as held:
@@ -118,7 +128,7 @@ class SqliteStore:
     @classmethod
     async def open(cls, directory: str, *, slots: int = 1024) -> "SqliteStore":
         """Opens or makes the store in `directory` (0700, locked). `slots` counts at the first start only. Raises
-        DirectoryLocked, FormatUnknown, Unavailable."""
+        DirectoryLocked, DirectoryUnusable, FormatUnknown, Unavailable."""
         lock_fd = lock_directory(directory)
         path = os.path.join(directory, "store.db")
         try:

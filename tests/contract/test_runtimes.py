@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 
 from edgelite.runtimes.base import Mount, RuntimeFailure
+from tests.edgelite.runtimes.container_bench import ContainerBench
 from tests.edgelite.runtimes.harness import Bench, Sink, as_user, no_cgroups
+from tests.podman import podman  # noqa: F401
 
 ROOT = os.geteuid() == 0
 # As root, an ordinary user's agent is tried as well; an ordinary user cannot try root's.
 RUNTIMES = ["process-root", "process-root-bare", "process-user"] if ROOT else ["process-user"]
+RUNTIMES.append("container")
 
 
 def everywhere(test: Callable[[Bench], None]) -> Any:
@@ -25,9 +28,13 @@ def everywhere(test: Callable[[Bench], None]) -> Any:
 
     @pytest.mark.parametrize("runtime", RUNTIMES)
     @functools.wraps(test)
-    def wrapped(runtime: str, tmp_path: Path) -> None:
-        def run() -> None:
-            bench = Bench(str(tmp_path))
+    def wrapped(runtime: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+        def run(directory: str) -> None:
+            if runtime == "container":
+                engine = request.getfixturevalue("podman")
+                bench: Bench = ContainerBench(directory, engine.socket)
+            else:
+                bench = Bench(directory)
             if runtime == "process-root-bare":
                 bench.restart(cgroups=no_cgroups(), pidfd=False)
             try:
@@ -36,20 +43,12 @@ def everywhere(test: Callable[[Bench], None]) -> Any:
                 bench.close()
 
         if runtime == "process-user" and ROOT:
-            _open(tmp_path)
             as_user(run)
         else:
-            run()
+            run(str(tmp_path))
 
     del wrapped.__wrapped__  # type: ignore[attr-defined]  # pytest would ask for its arguments
     return wrapped
-
-
-def _open(path: Path) -> None:
-    os.chown(path, 65534, 65534)
-    while path != Path("/tmp") and path != path.parent:
-        path.chmod(path.stat().st_mode | 0o011)
-        path = path.parent
 
 
 @everywhere
@@ -72,7 +71,7 @@ def test_exit_code_zero_is_completed(bench: Bench) -> None:
 
 @everywhere
 def test_a_signal_is_128_and_its_number(bench: Bench) -> None:
-    bench.sh("kill -KILL $$")
+    bench.sh_that_is_killed()
     assert bench.ended().exit_code == 137
 
 

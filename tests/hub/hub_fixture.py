@@ -7,10 +7,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from hub.gateway import Gateway, GatewayConfig
+from hub.gateway import Gateway
 from hub.informer import Informers
 from hub.objects import CONFIGMAPS, EVENTS, NODES, PODS, SECRETS, Keys, Resource
 from hub.ownership import Ownership
+from hub.peers import GatewayConfig
 from hub.registry import Object, Registry, Stored
 from hub.store.memory import MemoryStore
 from security.identity import NodeId

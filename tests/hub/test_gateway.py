@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from edgelite import wire
-from hub.objects import CONFIGMAPS, EVENTS, NODES, PODS
+from hub.objects import CONFIGMAPS, EVENTS, NODES, PODS, SECRETS
 from hub.registry import Object
 from hub.store.memory import MemoryStore
 from tests.hub.edge_pki import Pki
@@ -119,6 +119,19 @@ async def test_a_restarted_hub_on_the_same_store_matches_and_restarts_nothing(pk
         assert again.sets == 0
 
 
+async def test_a_node_that_knows_of_the_newest_write_is_no_stranger(pki: Pki) -> None:
+    """STORED names revisions that the informers of documents have not reached yet."""
+    async with hub(pki) as h:
+        edge = await h.enrol("edge-1")
+        await h.connect(edge)
+        n = edge.report("event", "node", {"reason": "Test", "message": "hello"})
+        await until(lambda: n in edge.stored)
+        assert edge.revision > 0
+        for res in (PODS, CONFIGMAPS, SECRETS):
+            h.informers.of(res).revision = 0  # as if they were behind
+        assert (await h.connect(edge))["sync"] == "match"
+
+
 async def test_histories_that_parted_wait_for_an_operator_and_converge_once_confirmed(pki: Pki) -> None:
     async with hub(pki) as first:
         edge = await first.enrol("edge-1")
@@ -145,6 +158,16 @@ async def test_histories_that_parted_wait_for_an_operator_and_converge_once_conf
         again.ping()
         await until(lambda: again.pongs == 1)
         assert len(again.docs) == 1, "nothing is taken away before somebody confirms"
+
+        def confirm_another(node: Object) -> Object:
+            node["metadata"]["annotations"]["cloudhub.dev/confirmed"] = "another claim"
+            return node
+
+        stored = await h.registry.mutate(NODES, "", "edge-1", confirm_another)
+        await h.informers.of(NODES).at_least(stored.revision)
+        again.ping()
+        await until(lambda: again.pongs == 2)
+        assert again.goaway is None, "only the very claim that the node holds can be confirmed"
 
         def confirm(node: Object) -> Object:
             annotations = node["metadata"].setdefault("annotations", {})
@@ -189,6 +212,31 @@ async def test_a_certificate_without_a_node_makes_an_unconfirmed_node_that_gets_
         await until(lambda: edge.goaway is not None)
         await h.connect(edge)
         await until(lambda: len(edge.docs) == 1)
+
+        async def gone() -> bool:
+            return await h.condition("stray", "Unconfirmed") is None
+
+        await eventually(gone)
+
+
+async def test_a_confirmed_node_that_vanished_before_its_first_word_needs_no_second_confirmation(
+    pki: Pki,
+) -> None:
+    async with hub(pki) as h:
+        edge = h.sim("stray")
+        await h.connect(edge)
+
+        def confirm(node: Object) -> Object:
+            annotations = node["metadata"]["annotations"]
+            annotations["cloudhub.dev/confirmed"] = annotations["cloudhub.dev/parted"]
+            return node
+
+        await h.registry.mutate(NODES, "", "stray", confirm)
+        await until(lambda: edge.goaway is not None)
+        assert (await h.connect(edge))["sync"] == "match"  # and it says nothing that would prove it
+        assert await h.condition("stray", "Unconfirmed") is not None
+        assert (await h.connect(edge))["sync"] == "match"
+        edge.report("node", "node", {})
 
         async def gone() -> bool:
             return await h.condition("stray", "Unconfirmed") is None
@@ -467,3 +515,77 @@ async def test_stopping_says_when_to_come_back(pki: Pki) -> None:
         await until(lambda: edge.goaway is not None)
         assert edge.goaway is not None and edge.goaway["code"] == "shutdown"
         assert 1.0 <= edge.goaway["retry_s"] <= 5.0
+
+
+async def test_a_connected_node_that_was_stored_as_silent_is_ready_again(pki: Pki) -> None:
+    """As when the write of its silence was under way while it came back."""
+    from hub.reports import silent
+
+    async with hub(pki) as h:
+        edge = await h.enrol("edge-1")
+        await h.connect(edge)
+        await eventually(lambda: h.condition("edge-1", "Ready"))
+        await h.registry.mutate(NODES, "", "edge-1", lambda obj: silent(obj, "2026-01-01T00:00:00Z"))
+
+        async def ready() -> bool:
+            condition = await h.condition("edge-1", "Ready")
+            return condition is not None and condition["status"] == "True"
+
+        await eventually(ready)
+
+
+async def test_a_certificate_of_another_site_is_refused(pki: Pki) -> None:
+    async with hub(pki) as h:
+        await h.enrol("edge-1", "shop-7")
+        moved = h.sim("edge-1", "shop-8")
+        moved.connect()
+        await until(lambda: moved.goaway is not None)
+        assert moved.goaway is not None and moved.goaway["code"] == "denied"
+
+
+async def test_a_user_or_hub_certificate_is_no_node(pki: Pki) -> None:
+    import time
+
+    from security.tls import client_context
+
+    async with hub(pki) as h:
+        cert, key = pki.ca.issue_user("admin", ["system:masters"], pki.ca.trust_domain, time.time())
+        user = h.fleet.node("admin", client_context(pki.ca.root_pem, cert, key))
+        user.connect()
+        await until(lambda: user.goaway is not None)
+        assert user.goaway is not None and user.goaway["code"] == "denied"
+
+
+async def test_an_expired_certificate_ends_a_connection_that_stays_open(pki: Pki) -> None:
+    async with hub(pki) as h:
+        edge = await h.enrol("edge-1")
+        await h.connect(edge)
+        wall = h.gateway.wall
+        h.gateway.wall = lambda: wall() + 15 * 86400
+        h.gateway._audit()
+        await until(lambda: edge.goaway is not None)
+        assert edge.goaway is not None and "expired" in edge.goaway["message"]
+
+
+async def test_five_hundred_pods_for_twenty_nodes_all_come_back_running(pki: Pki) -> None:
+    async with hub(pki) as h:
+        edges = [await h.enrol(f"e{i}") for i in range(20)]
+        for edge in edges:
+            edge.report_running = True
+            await h.connect(edge)
+        for i in range(500):
+            await h.create(PODS, pod(f"p{i}", f"e{i % 20}"))
+
+        async def running() -> bool:
+            page = await h.registry.page(PODS)
+            return all(stored.obj()["status"]["phase"] == "Running" for stored in page.items)
+
+        await eventually(running, 20.0)
+        assert all(edge.sets == 25 for edge in edges), "each document went out once"
+
+
+async def test_a_taken_edge_port_is_said_as_such(pki: Pki) -> None:
+    async with hub(pki) as first:
+        with pytest.raises(OSError, match="Address already in use"):
+            async with hub(pki, port=first.address[1]):
+                pass

@@ -27,41 +27,6 @@ PING = wire.frame(wire.PING)
 class SimNode:
     """One simulated agent. `claim`, `docs` and `revision` survive reconnects, as a journal would have it."""
 
-    __slots__ = (
-        "acks",
-        "bodies",
-        "boot",
-        "claim",
-        "closed",
-        "conn",
-        "context",
-        "decoder",
-        "docs",
-        "fleet",
-        "goaway",
-        "inc",
-        "limits",
-        "log",
-        "n",
-        "nacks",
-        "name",
-        "out",
-        "pongs",
-        "received_bytes",
-        "report_running",
-        "revision",
-        "sent_bytes",
-        "session",
-        "sets",
-        "shaking",
-        "silent",
-        "sock",
-        "stored",
-        "streams",
-        "synced",
-        "welcome",
-    )
-
     def __init__(self, fleet: "Fleet", name: str, context: ssl.SSLContext) -> None:
         self.fleet = fleet
         self.name = name
@@ -214,6 +179,7 @@ class SimNode:
             fields = json.loads(body)
             self.stored.update((n, "") for n in fields["n"])
             self.stored.update((n, reason) for n, reason in fields["refused"])
+            self.revision = max(self.revision, fields["r"])
         elif kind == wire.GOAWAY:
             self.goaway = json.loads(body)
         elif kind == wire.OPEN:
@@ -331,15 +297,25 @@ class Fleet:
                 raise TimeoutError("the fleet did not get there in time")
             self.step()
 
+    def run_for(self, seconds: float) -> None:
+        """Steps for that long."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self.step(left)
+
     def connect_all(self, nodes: Iterable[SimNode], at_once: int = 50, seconds: float = 120.0) -> None:
         """Connects and waits for every WELCOME, `at_once` handshakes at a time."""
         waiting: list[SimNode] = []
+
+        def answered() -> bool:
+            return any(n.welcome or n.closed for n in waiting)
+
         for node in nodes:
             node.connect()
             waiting.append(node)
             if len(waiting) >= at_once:
-                self.run(lambda some=waiting: any(n.welcome or n.closed for n in some), seconds)  # type: ignore[misc]
-                waiting = [n for n in waiting if not (n.welcome or n.closed)]
+                self.run(answered, seconds)
+                waiting[:] = [n for n in waiting if not (n.welcome or n.closed)]
         self.run(lambda: all(n.welcome or n.closed for n in waiting), seconds)
 
     def start(self) -> None:

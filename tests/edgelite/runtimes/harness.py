@@ -8,6 +8,7 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Generator
@@ -29,8 +30,10 @@ class MemoryState(State):
     def __init__(self) -> None:
         self.values: dict[str, bytes] = {}
         self.fail_after: int | None = None  # puts until the disk is full
+        self.offered: list[bytes] = []  # what was to be put, also when it failed
 
     def put(self, key: str, value: bytes) -> None:
+        self.offered.append(value)
         if self.fail_after is not None:
             if self.fail_after == 0:
                 raise OSError(28, "No space left on device")
@@ -141,6 +144,10 @@ class Bench:
     def sh(self, script: str, **options: Any) -> Status:
         return self.start(["/bin/sh", "-c", script], **options)
 
+    def sh_that_is_killed(self) -> None:
+        """Starts a container whose main process is killed by somebody else than the runtime."""
+        self.sh("kill -KILL $$")
+
     def ended(self, uid: str = "u1", name: str = "main") -> Status:
         """Waits for the end of a container as `changes` tells it."""
         limit = now() + DEADLINE_S
@@ -213,8 +220,15 @@ def _open_to_all(path: str) -> bool:
     return True
 
 
-def as_user(test: Callable[[], None]) -> None:
-    """Runs `test` in a child that has dropped to an ordinary user; needs root. Raises AssertionError with what it raised."""
+def as_user(test: Callable[[str], None]) -> None:
+    """Runs `test(directory)` in a child that has dropped to an ordinary user; needs root. The directory is that user's, and
+    not below pytest's, which other sessions of pytest close. Raises AssertionError with what the test raised."""
+    with tempfile.TemporaryDirectory(prefix="edgelite-", dir="/tmp") as directory:
+        os.chown(directory, NOBODY, NOBODY)
+        _as_user(lambda: test(directory))
+
+
+def _as_user(test: Callable[[], None]) -> None:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -102,13 +102,9 @@ def test_workloads_inherit_no_descriptors(bench: Bench) -> None:
 
 
 @needs_root
-def test_an_ordinary_users_agent_ends_orphans_as_well(tmp_path: Path) -> None:
-    os.chown(tmp_path, 65534, 65534)
-    for path in (tmp_path, *tmp_path.parents[:-2]):
-        path.chmod(path.stat().st_mode | 0o011)
-
-    def run() -> None:
-        bench = Bench(str(tmp_path))
+def test_an_ordinary_users_agent_ends_orphans_as_well() -> None:
+    def run(directory: str) -> None:
+        bench = Bench(directory)
         test_stop_reaches_orphans_that_cleared_their_environment(bench)
         bench.close()
 

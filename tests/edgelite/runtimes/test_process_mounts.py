@@ -20,8 +20,8 @@ def both(test: Callable[[Bench], None]) -> Any:
 
     @pytest.mark.parametrize("agent", AGENTS)
     def wrapped(agent: str, tmp_path: Path) -> None:
-        def run() -> None:
-            bench = Bench(str(tmp_path))
+        def run(directory: str) -> None:
+            bench = Bench(directory)
             assert bench.runtime._namespaces != "none", "this machine allows no mount namespaces"
             try:
                 test(bench)
@@ -29,12 +29,9 @@ def both(test: Callable[[Bench], None]) -> Any:
                 bench.close()
 
         if agent == "user" and ROOT:
-            os.chown(tmp_path, 65534, 65534)
-            for path in (tmp_path, *tmp_path.parents[:-2]):
-                path.chmod(path.stat().st_mode | 0o011)
             as_user(run)
         else:
-            run()
+            run(str(tmp_path))
 
     wrapped.__name__ = test.__name__
     return wrapped
@@ -203,8 +200,8 @@ def test_home_and_path_have_defaults_that_can_be_overridden(bench: Bench) -> Non
 
 
 def test_without_namespaces_absolute_paths_are_refused_and_relative_ones_linked(tmp_path: Path) -> None:
-    def run() -> None:
-        bench = Bench(str(tmp_path))
+    def run(directory: str) -> None:
+        bench = Bench(directory)
         bench.restart(namespaces="none")
         source = bench.volume("v", {"key": "value"})
         launch = bench.launch(["true"], volumeMounts=[{"name": "v", "mountPath": "/conf", "readOnly": True}])
@@ -217,12 +214,9 @@ def test_without_namespaces_absolute_paths_are_refused_and_relative_ones_linked(
         bench.close()
 
     if ROOT:
-        os.chown(tmp_path, 65534, 65534)
-        for path in (tmp_path, *tmp_path.parents[:-2]):
-            path.chmod(path.stat().st_mode | 0o011)
         as_user(run)
     else:
-        run()
+        run(str(tmp_path))
 
 
 IDS = "id -u; id -g; id -G; grep -E 'CapEff|NoNewPrivs' /proc/self/status | cut -f2"

@@ -1,0 +1,310 @@
+"""The hub's session: what is sent when, how it is bounded, and that no peer can make it raise."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgelite import wire
+from hub.hello import Answer
+from hub.messages import Action, Close, Confirmed, Greeted, Refusals, Report, Send, StreamClosed, StreamData
+from hub.session import UNANSWERED_MAX, Session, Shared
+from tests.hub.channel_fakes import FakeDocs, hello, version
+
+MATCH, DIFF, HOLD = Answer("match"), Answer("diff"), Answer("hold", "parted", "HistoryParted")
+
+
+def live(
+    docs: FakeDocs, answer: Answer = MATCH, *, hello_fields: dict[str, Any] | None = None, **shared: Any
+) -> Session:
+    session = Session(Shared(docs, **shared), "edge-1")
+    greeted = session.receive(wire.HELLO, 0, hello(**(hello_fields or {})))
+    assert isinstance(greeted[0], Greeted)
+    session.welcomed(answer)
+    return session
+
+
+def sent(actions: Any) -> list[tuple[str, Any]]:
+    """(message name, body) of what is sent; SET bodies as (header, document)."""
+    decoder = wire.Decoder()
+    out: list[tuple[str, Any]] = []
+    for action in actions:
+        if isinstance(action, Send):
+            for kind, _, body in decoder.feed(action.data):
+                if kind == wire.SET:
+                    header, document = wire.split_set_body(body)
+                    out.append(("SET", (json.loads(header), document)))
+                elif kind == wire.DATA:
+                    out.append(("DATA", body))
+                else:
+                    out.append((wire.NAMES[kind], json.loads(body) if body else None))
+    return out
+
+
+def names(actions: Any) -> list[str]:
+    return [name for name, _ in sent(actions)]
+
+
+def keys(actions: Any) -> list[str]:
+    return [
+        body[0]["k"] if name == "SET" else body["k"] for name, body in sent(actions) if name in ("SET", "DEL")
+    ]
+
+
+def ack(session: Session, *pairs: tuple[str, str]) -> Any:
+    return session.receive(wire.ACK, 0, json.dumps({"a": pairs}).encode())
+
+
+def change(session: Session, *changed: str) -> Any:
+    for key in changed:
+        session.changed(key)
+    return session.pump()
+
+
+def test_a_heartbeat_is_answered_without_anything_being_made() -> None:
+    session = live(FakeDocs())
+    first, second = session.receive(wire.PING, 0, b""), session.receive(wire.PING, 0, b"")
+    assert names(first) == ["PONG"] and first is second
+
+
+def test_only_what_differs_is_sent_and_then_synced() -> None:
+    docs = FakeDocs()
+    docs.put("pod/d/same/u", b"same")
+    docs.put("pod/d/changed/u", b"new")
+    docs.put("configmap/d/added", b"added")
+    session = live(docs, DIFF)
+    docs.put("pod/d/late/u", b"while PAIRS are under way")
+    assert change(session, "pod/d/late/u") == ()
+    held = [
+        ["pod/d/same/u", version(b"same")],
+        ["pod/d/changed/u", version(b"old")],
+        ["secret/d/gone", "0" * 32],
+    ]
+    actions = session.receive(wire.PAIRS, 0, json.dumps({"pairs": held}).encode())
+    assert keys(actions) == ["configmap/d/added", "pod/d/changed/u", "pod/d/late/u", "secret/d/gone"]
+    name, body = sent(actions)[-1]
+    assert name == "SYNCED" and body == {"digest": session.digest(), "r": docs.revision}
+
+
+def test_a_key_that_changes_while_it_is_in_flight_is_sent_once_more_after_its_ack() -> None:
+    docs = FakeDocs()
+    session = live(docs)
+    key = docs.put("pod/d/a/u", b"1")
+    assert keys(change(session, key)) == [key]
+    for text in (b"2", b"3", b"4"):
+        assert keys(change(session, docs.put(key, text))) == []
+    actions = ack(session, (key, version(b"1")))
+    assert [body[1] for _, body in sent(actions)] == [b"4"]
+    assert ack(session, (key, version(b"4"))) == []
+
+
+def test_the_window_bounds_what_is_unacknowledged_in_count_and_bytes() -> None:
+    docs = FakeDocs()
+    session = live(docs, window=4, window_bytes=1000)
+    wanted = [docs.put(f"pod/d/{i}/u", b"x" * 10) for i in range(10)]
+    assert keys(change(session, *wanted)) == wanted[:4]
+    assert keys(ack(session, *((k, version(b"x" * 10)) for k in wanted[:2]))) == wanted[4:6]
+    session = live(docs, window=4, window_bytes=1000)
+    big = [docs.put(f"pod/d/big{i}/u", b"y" * 900) for i in range(3)]
+    assert keys(change(session, *big)) == big[:1]
+    huge = docs.put("pod/d/big0/u", b"z" * 5000)
+    assert keys(ack(session, (huge, version(b"y" * 900)))) == [big[1]]
+
+
+def test_configs_are_sent_before_pods_and_deleted_after_them() -> None:
+    docs = FakeDocs()
+    session = live(docs)
+    docs.put("pod/d/new/u", b"p")
+    docs.put("secret/d/new", b"s")
+    actions = change(session, "configmap/d/old", "pod/d/old/u", "pod/d/new/u", "secret/d/new")
+    assert keys(actions) == ["secret/d/new", "pod/d/old/u", "pod/d/new/u", "configmap/d/old"]
+
+
+def test_a_config_that_comes_back_while_its_deletion_waits_is_set() -> None:
+    docs = FakeDocs()
+    session = live(docs, window=1)
+    first = docs.put("pod/d/a/u", b"1")
+    change(session, first)
+    change(session, "configmap/d/c")
+    docs.put("configmap/d/c", b"again")
+    change(session, "configmap/d/c")
+    assert names(ack(session, (first, version(b"1")))) == ["SET"]
+
+
+def test_a_document_above_the_nodes_limit_is_refused_here_and_its_old_version_stays_in_the_digest() -> None:
+    docs = FakeDocs()
+    key = docs.put("configmap/d/big", b"x" * 500)
+    session = live(docs, DIFF, hello_fields={"limits": {"document": 100, "frame": 256}})
+    assert session.refused is not None and session.refused[key][0] == "DocumentTooLarge"
+    pairs = json.dumps({"pairs": [[key, "1" * 32]]}).encode()
+    actions = session.receive(wire.PAIRS, 0, pairs)
+    assert names(actions) == ["SYNCED"]
+    from edgelite.desired import digest_of
+
+    assert sent(actions)[0][1]["digest"] == digest_of({key: "1" * 32})
+
+
+def test_long_documents_go_in_the_frames_that_the_node_takes() -> None:
+    docs = FakeDocs()
+    session = live(docs, hello_fields={"limits": {"document": 5000, "frame": 256}})
+    key = docs.put("pod/d/a/u", bytes(range(256)) * 10)
+    actions = change(session, key)
+    decoder = wire.Decoder(256)
+    messages = [m for a in actions if isinstance(a, Send) for m in decoder.feed(a.data)]
+    assert len(messages) == 1 and wire.split_set_body(messages[0][2])[1] == bytes(range(256)) * 10
+
+
+def test_a_refusal_frees_the_window_and_is_taken_back_by_an_ack() -> None:
+    docs = FakeDocs()
+    session = live(docs, window=1)
+    a, b = docs.put("pod/d/a/u", b"a"), docs.put("pod/d/b/u", b"b")
+    change(session, a, b)
+    nack = {"k": a, "v": version(b"a"), "reason": "Unsupported", "message": "no"}
+    actions = session.receive(wire.NACK, 0, json.dumps(nack).encode())
+    assert actions[0] == Refusals(a, "Unsupported", "no") and keys(actions) == [b]
+    ack(session, (b, version(b"b")))
+    change(session, docs.put(a, b"better"))
+    assert ack(session, (a, version(b"better"))) == [Refusals("", "", "")] and session.refused == {}
+
+
+def test_acks_for_what_was_never_sent_change_nothing() -> None:
+    docs = FakeDocs()
+    session = live(docs)
+    key = docs.put("pod/d/a/u", b"1")
+    change(session, key)
+    assert ack(session, (key, "0" * 32), ("pod/d/other/u", ""), (key, "")) == []
+    change(session, docs.put(key, b"2"))
+    assert keys(ack(session, (key, version(b"1")))) == [key]
+
+
+def test_on_hold_nothing_but_heartbeats_and_renewals_pass() -> None:
+    docs = FakeDocs()
+    session = live(docs, HOLD)
+    assert change(session, docs.put("pod/d/a/u", b"1")) == ()
+    assert session.receive(wire.REPORT, 0, b'{"e":[{"n":1,"k":"node","t":"node","b":{}}]}') == ()
+    assert session.receive(wire.PAIRS, 0, b'{"pairs":[]}') == ()
+    assert names(session.receive(wire.PING, 0, b"")) == ["PONG"]
+    assert len(session.receive(wire.RENEW, 0, b'{"csr":"x"}')) == 1
+    assert session.open_stream({}, 1) is None and session.stored([1], 1, []) == ()
+
+
+def test_the_first_proof_after_a_takeover_is_told_once() -> None:
+    docs = FakeDocs()
+    session = live(docs, Answer("match", taken_over=True, confirmed="c"))
+    report = b'{"e":[{"n":1,"k":"node","t":"node","b":{}}]}'
+    actions = session.receive(wire.REPORT, 0, report)
+    assert isinstance(actions[0], Confirmed) and isinstance(actions[1], Report)
+    assert [type(a) for a in session.receive(wire.REPORT, 0, report)] == [Report]
+
+
+def test_reports_without_end_close_the_connection() -> None:
+    session = live(FakeDocs())
+    entries = [{"n": n, "k": "node", "t": "node", "b": {}} for n in range(1000)]
+    actions: Any = ()
+    for _ in range(UNANSWERED_MAX // 1000 + 1):
+        actions = session.receive(wire.REPORT, 0, json.dumps({"e": entries}).encode())
+    assert actions[0].code == "overload"
+
+
+def test_stream_data_beyond_its_credit_closes_the_connection_and_late_data_does_not() -> None:
+    session = live(FakeDocs(), streams_max=2)
+    opened = session.open_stream({"kind": "log"}, 10)
+    assert opened is not None
+    stream, actions = opened
+    assert sent(actions) == [("OPEN", {"kind": "log", "credit": 10})] and stream % 2 == 1
+    assert session.receive(wire.DATA, stream, b"12345") == (StreamData(stream, b"12345"),)
+    session.grant(stream, 5)
+    assert session.receive(wire.DATA, stream, b"1234567890") == (StreamData(stream, b"1234567890"),)
+    other = session.open_stream({}, 1)
+    assert other is not None and session.open_stream({}, 1) is None
+    assert names(session.close_stream(stream)) == ["CLOSE"]
+    assert session.receive(wire.DATA, stream, b"late") == ()
+    assert session.receive(wire.CLOSE, other[0], b"{}") == (StreamClosed(other[0], None),)
+    again = session.open_stream({}, 1)
+    assert again is not None
+    closing = session.receive(wire.DATA, again[0], b"12")
+    assert isinstance(closing[0], Close) and closing[0].code == "protocol"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"proto": [2, 3]},
+        {"inc": "short"},
+        {"boot": -1},
+        {"conn": "7"},
+        {"digest": None},
+        {"features": ["x"] * 100},
+        {"claim": {"store": "s"}},
+        {"limits": {"document": 1}},
+        {"rev": 1.5},
+    ],
+)
+def test_every_field_of_hello_is_checked(fields: dict[str, Any]) -> None:
+    session = Session(Shared(FakeDocs()), "edge-1")
+    (action,) = session.receive(wire.HELLO, 0, hello(**fields))
+    assert isinstance(action, Close) and action.code == "protocol" and session.state == "closed"
+
+
+def test_a_newer_agent_with_unknown_fields_and_a_wider_range_is_served() -> None:
+    session = Session(Shared(FakeDocs()), "edge-1")
+    (action,) = session.receive(wire.HELLO, 0, hello(proto=[1, 9], features=["log", "warp"], colour="red"))
+    assert isinstance(action, Greeted)
+
+
+def test_messages_before_hello_and_a_second_hello_end_the_connection() -> None:
+    session = Session(Shared(FakeDocs()), "edge-1")
+    (action,) = session.receive(wire.PING, 0, b"")
+    assert isinstance(action, Close) and action.code == "protocol"
+    session = live(FakeDocs())
+    (action,) = session.receive(wire.HELLO, 0, hello())
+    assert isinstance(action, Close)
+
+
+JSONISH = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+BODIES = (
+    st.binary(max_size=64)
+    | JSONISH.map(lambda v: json.dumps(v).encode())
+    | st.fixed_dictionaries(
+        {},
+        optional={
+            "a": st.lists(st.lists(st.text(max_size=8), max_size=3), max_size=4),
+            "e": st.lists(
+                st.fixed_dictionaries({}, optional={"n": JSONISH, "k": JSONISH, "t": JSONISH}), max_size=3
+            ),
+            "pairs": st.lists(st.lists(st.sampled_from(["pod/d/a/u", "configmap/d/c", "é", ""]), max_size=3)),
+            "k": st.sampled_from(["pod/d/a/u", 7]),
+            "v": st.text(max_size=4),
+            "csr": JSONISH,
+            "error": JSONISH,
+        },
+    ).map(lambda v: json.dumps(v).encode())
+)
+FRAMES = st.lists(st.tuples(st.integers(0, 33), st.integers(0, 65535), BODIES), max_size=30)
+
+
+@settings(max_examples=100, deadline=None)
+@given(frames=FRAMES, answer=st.sampled_from([None, MATCH, DIFF, HOLD]), edits=st.lists(st.integers(0, 3)))
+def test_no_message_makes_the_session_raise(frames: Any, answer: Answer | None, edits: list[int]) -> None:
+    docs = FakeDocs()
+    session = Session(Shared(docs, window=2), "edge-1")
+    if answer is not None:
+        session.receive(wire.HELLO, 0, hello())
+        session.welcomed(answer)
+        session.open_stream({}, 16)
+    for i, (kind, stream, body) in enumerate(frames):
+        actions: Any = session.receive(kind, stream, body)
+        assert all(isinstance(a, Action.__args__) for a in actions)  # type: ignore[attr-defined]
+        if any(isinstance(a, Close) for a in actions):
+            assert session.state == "closed"
+        if i < len(edits):
+            key = ("pod/d/a/u", "configmap/d/c", "secret/d/s", "pod/d/b/u")[edits[i]]
+            docs.put(key, bytes([i])) if i % 2 else docs.drop(key)
+            session.changed(key)
+            session.pump()
