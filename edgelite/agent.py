@@ -155,9 +155,11 @@ class Agent(Owner):
     def run_drain(self) -> int:
         """Without a connection: takes over what runs and stops it gracefully (`stop --workloads` with no agent)."""
         self._note_start()
+        # Before anything is recovered: what does not run is not started only to be stopped.
+        self._draining = True
+        self.loop.spawn(self._drain(), "drain")
         self.workloads.start()
         self._keeper = self.loop.spawn(self._keep(), "keeper")
-        self.drain()
         try:
             self.loop.run()
         finally:
