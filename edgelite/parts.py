@@ -67,7 +67,7 @@ class Parts:
             raise ConfigError(
                 "this edgelite has no container runtime (%s): set runtime to process" % error
             ) from error
-        made = container.create(self.config, self.engine_socket(), self.data_dir, boot_id, state)
+        made = container.create(self.config, self.engine_socket(), self.data_dir, boot_id, loop, state)
         return made  # noqa: RET504
 
     def workloads(
