@@ -11,6 +11,7 @@ from hub import kubeconfig
 from security import tls
 
 TIMEOUT_S = 30.0
+JSON = "application/json"
 
 
 class ClientError(Exception):
@@ -38,12 +39,13 @@ class ApiClient:
         assert self._session is not None
         await self._session.close()
 
-    async def get(self, path: str) -> Any:
-        return await self._call("GET", path)
+    async def get(self, path: str, accept: str = JSON) -> Any:
+        """The decoded answer. `accept` asks for another form in JSON: a Table, metadata alone."""
+        return orjson.loads(await self._request("GET", path, accept=accept))
 
     async def text(self, path: str) -> str:
         """The body as it is: a log, a health check."""
-        return (await self._request("GET", path, None, "application/json")).decode(errors="replace")
+        return (await self._request("GET", path, accept="*/*")).decode(errors="replace")
 
     async def post(self, path: str, body: Any) -> Any:
         return await self._call("POST", path, body)
@@ -55,16 +57,17 @@ class ApiClient:
     async def delete(self, path: str) -> Any:
         return await self._call("DELETE", path)
 
-    async def _call(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> Any:
-
+    async def _call(self, method: str, path: str, body: Any = None, kind: str = JSON) -> Any:
         raw = await self._request(method, path, None if body is None else orjson.dumps(body), kind)
         return orjson.loads(raw)
 
-    async def _request(self, method: str, path: str, body: bytes | None, kind: str) -> bytes:
+    async def _request(
+        self, method: str, path: str, body: bytes | None = None, kind: str = JSON, accept: str = JSON
+    ) -> bytes:
         assert self._session is not None
         try:
             async with self._session.request(
-                method, self._server + path, data=body, headers={"Content-Type": kind}
+                method, self._server + path, data=body, headers={"Content-Type": kind, "Accept": accept}
             ) as response:
                 raw = await response.read()
                 if response.status >= 400:
