@@ -1,341 +1,430 @@
-"""The whole system on this machine: an embedded hub, two edge agents, the example manifests.
+#!/usr/bin/env python3
+"""A whole CloudHub on this machine: a hub, two edge nodes, and the manifests beside this file running on them.
 
-    make demo                 # runs on until Ctrl-C, then stops and removes everything
-    make demo ARGS=--once     # exits after the report: 0 when all of it runs, else 1 with the reason
-
-Needs no root, no cluster and no container engine. kubectl is used where there is one.
+`make demo` runs it. Everything is real (TLS, join tokens, processes of their own) and lives in one temporary directory;
+Ctrl-C stops all of it, workloads included, and removes the directory. Needs no root, and no kubectl.
 """
 
 import argparse
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
-from hub import kubeconfig
-from hub.client import ApiClient, ClientError
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # works in a checkout that is not installed, too
 
-MANIFESTS = Path(__file__).resolve().parent / "manifests"
+from hub import kubeconfig  # noqa: E402
+from hub.client import ApiClient, ClientError  # noqa: E402
+
 NODES = ("edge-1", "edge-2")
-START_S = 60.0
-RUNNING_S = 120.0
-PATHS = {
-    "ConfigMap": "/api/v1/namespaces/default/configmaps",
-    "Pod": "/api/v1/namespaces/default/pods",
-    "Deployment": "/apis/apps/v1/namespaces/default/deployments",
-    "DaemonSet": "/apis/apps/v1/namespaces/default/daemonsets",
-}
+PODS = "/api/v1/namespaces/default/pods"
+STEADY_S = 1.0  # what crashes at once looks well for a moment
+WORKLOADS_STOP_S = 45  # more than the 30 s of grace that a pod has by default
+LOG_LINES = 5
+INTERRUPTED = 130
+STARTED_AT = time.monotonic()
 
 
-class Failed(Exception):
-    """The demo cannot go on; the message says why."""
+class DemoError(Exception):
+    """Why the demo cannot go on; the message says what was found."""
 
 
-class Stopped(BaseException):
-    """Ctrl-C or SIGTERM."""
+def say(text: str = "") -> None:
+    # A reader that has gone (`| head`) is no reason to leave processes behind.
+    with contextlib.suppress(BrokenPipeError):
+        print(text, flush=True)
+
+
+def step(text: str) -> None:
+    say(f"{time.monotonic() - STARTED_AT:5.1f} s  {text}")
 
 
 class Demo:
-    """The processes of one demo, below one temporary directory."""
+    """What has been started, and how to stop it."""
 
-    def __init__(self, root: Path, manifests: Path) -> None:
-        self.root = root
-        self.manifests = manifests
-        self.hub_dir = root / "hub"
+    def __init__(self, directory: Path, manifests: Path, timeout_s: float) -> None:
+        self.directory, self.manifests, self.timeout_s = directory, manifests, timeout_s
+        self.children: dict[str, Process] = {}
         self.kubectl = shutil.which("kubectl")
-        self.processes: list[subprocess.Popen[bytes]] = []
-        self.began = time.monotonic()
+        self.kubeconfig = directory / "hub/kubeconfig"
+        self.reported = False
 
-    def say(self, text: str) -> None:
-        print(f"[{time.monotonic() - self.began:5.1f} s] {text}", flush=True)
+    # -- starting
 
-    # -- processes ------------------------------------------------------------------------------------------------
-
-    def spawn(self, name: str, *argv: str) -> "subprocess.Popen[bytes]":
-        """Starts a program of ours in a session of its own: Ctrl-C is for this script, which stops it in order."""
-        with open(self.root / f"{name}.log", "ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *argv],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-        self.processes.append(process)
-        return process
-
-    def start_hub(self) -> None:
-        self.say("starting a hub: SQLite, built-in CA, free ports")
-        hub = self.spawn(
-            "hub", "hub", "serve", "--data-dir", str(self.hub_dir),
+    async def hub(self) -> ApiClient:
+        """`cloudhub serve` on free ports; a client of its API."""
+        step(f"starting a hub in {self.directory}")
+        settings = self.directory / "hub.yaml"
+        settings.write_text("heartbeat: 5s\n")  # a node that you kill is noticed soon
+        await self._spawn(
+            "hub", "-m", "hub", "serve", "--config", str(settings), "--data-dir", str(self.directory / "hub"),
             "--api-address", "127.0.0.1:0", "--edge-address", "127.0.0.1:0",
         )  # fmt: skip
-        endpoints = self.hub_dir / "endpoints.json"
-        self.wait(endpoints.exists, START_S, "the hub to serve", hub)
-        where = json.loads(endpoints.read_text())
-        self.edge = str(where["edge"])
-        self.say(f"the hub serves kubectl at {where['api']} and edges at {self.edge}")
+        endpoints = self.directory / "hub/endpoints.json"
 
-    def start_agents(self) -> None:
+        async def serves() -> bool:
+            return endpoints.exists()
+
+        await self._until(serves, "the hub serves")
+        self.edge = json.loads(endpoints.read_text())["edge"]
+        return ApiClient(kubeconfig.read(str(self.kubeconfig)))
+
+    async def nodes(self, api: ApiClient) -> None:
+        """Two `edgelite join`: each makes its key, gets its certificate for the token, and goes on as the agent."""
+        step(f"enrolling {' and '.join(NODES)}")
+        token = await self._run(
+            sys.executable, "-m", "hub", "token", "create", "--pool", "demo", "--count", str(len(NODES)),
+            "--data-dir", str(self.directory / "hub"),
+        )  # fmt: skip
         for name in NODES:
-            token = self.output(
-                "hub", "token", "create", "--node", name, "--data-dir", str(self.hub_dir)
-            ).strip()
-            self.spawn(
-                name, "edgelite", "join", "--hub", self.edge, "--token", token,
-                "--data-dir", str(self.root / name), "--runtime", "process",
+            await self._spawn(
+                name, "-m", "edgelite", "join", "--hub", self.edge, "--token", token.strip(), "--name", name,
+                "--data-dir", str(self.directory / name), "--runtime", "process",
             )  # fmt: skip
-            self.say(f"{name} joins with a token of its own")
 
-        def ready() -> bool:
-            nodes = self.call("/api/v1/nodes")["items"]
-            return sum(_condition(node, "Ready") == "True" for node in nodes) == len(NODES)
+        async def ready() -> bool:
+            found = (await api.get("/api/v1/nodes"))["items"]
+            return sum(condition(node, "Ready") for node in found) == len(NODES)
 
-        self.wait(ready, START_S, "the nodes to be Ready", *self.processes[1:])
-        self.say("both nodes are Ready")
+        await self._until(ready, "both nodes are ready")
 
-    def stop(self) -> None:
-        """Stops workloads, agents and the hub; nothing that the demo started is left."""
-        self.say("stopping workloads and agents")
-        stops = [
-            subprocess.Popen(
-                [sys.executable, "-m", "edgelite", "stop", "--workloads", "--data-dir", str(self.root / name)],
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-            )
-            for name in NODES
-            if (self.root / name / "node.json").exists()
-        ]  # fmt: skip
-        for one in stops:
-            one.wait(60)
-        self.say("stopping the hub")
-        for process in reversed(self.processes):
-            process.terminate()
-        for process in reversed(self.processes):
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+    async def apply(self, api: ApiClient) -> None:
+        if self.kubectl:
+            step(f"kubectl apply -f {self.manifests}")
+            say(indented(await self._kubectl("apply", "-f", str(self.manifests))))
+        else:
+            step(f"applying {self.manifests} through the API, for there is no kubectl on the PATH")
+            files = [self.manifests] if self.manifests.is_file() else sorted(self.manifests.glob("*.yaml"))
+            for file in files:
+                for obj in yaml.safe_load_all(file.read_text()):
+                    say(indented(f"{await create(api, obj)} created"))
 
-    def output(self, *argv: str) -> str:
-        done = subprocess.run([sys.executable, "-m", *argv], capture_output=True, text=True, timeout=60)
-        if done.returncode:
-            raise Failed(f"{' '.join(argv[:3])} failed: {done.stderr.strip()}")
-        return done.stdout
-
-    def wait(self, done: Any, seconds: float, what: str, *processes: "subprocess.Popen[bytes]") -> None:
-        """Waits for `done()`; raises Failed when a process ends meanwhile or the time is up."""
-        deadline = time.monotonic() + seconds
-        while not done():
-            for process in processes:
-                if process.poll() is not None:
-                    raise Failed(f"a process ended with {process.returncode} while waiting for {what}")
-            if time.monotonic() > deadline:
-                raise Failed(f"waited {seconds:.0f} s for {what}")
-            time.sleep(0.1)
-
-    # -- the API ----------------------------------------------------------------------------------------------------
-
-    def call(self, path: str, body: Any = None, text: bool = False) -> Any:
-        """One request as the administrator."""
-
-        async def request() -> Any:
-            async with ApiClient(kubeconfig.read(str(self.hub_dir / "kubeconfig"))) as api:
-                if text:
-                    return await api.text(path)
-                return await (api.get(path) if body is None else api.post(path, body))
-
-        return asyncio.run(request())
-
-    def run_kubectl(self, *arguments: str) -> str:
-        assert self.kubectl is not None
-        # Its discovery cache lies below our directory, so that nothing is left in the user's home.
-        where = [
-            "--kubeconfig",
-            str(self.hub_dir / "kubeconfig"),
-            "--cache-dir",
-            str(self.root / "kubectl-cache"),
-        ]
-        done = subprocess.run([self.kubectl, *where, *arguments], capture_output=True, text=True, timeout=60)
-        if done.returncode:
-            raise Failed(f"kubectl {arguments[0]} failed: {done.stderr.strip()}")
-        return done.stdout
-
-    def apply(self) -> None:
-        files = sorted(self.manifests.glob("*.yaml"))
-        if not files:
-            raise Failed(f"there are no manifests in {self.manifests}")
-        if self.kubectl is not None:
-            self.say(f"kubectl apply -f {self.manifests}")
-            print(_indent(self.run_kubectl("apply", "-f", str(self.manifests))))
-            return
-        self.say(f"there is no kubectl here: {self.manifests} goes through the API")
-        for file in files:
-            for obj in yaml.safe_load_all(file.read_text()):
-                self.call(PATHS[obj["kind"]], obj)
-                print(f"    {obj['kind'].lower()}/{obj['metadata']['name']} created")
-
-    def wait_running(self) -> None:
-        """Until every Deployment and DaemonSet has its pods and every pod is ready."""
+    async def running(self, api: ApiClient) -> None:
+        """Waits until all that was applied runs; says what does not, and why, when it takes too long."""
         shown = ""
 
-        def running() -> bool:
+        async def settled() -> bool:
             nonlocal shown
-            pods = self.call(PATHS["Pod"])["items"]
-            ready = sum(_condition(pod, "Ready") == "True" for pod in pods)
-            wanted = self._wanted()
-            line = f"{ready} of {max(wanted, len(pods))} pods are ready"
-            if line != shown:
-                shown = line
-                self.say(line)
-            return ready == len(pods) == wanted
+            missing = await unfinished(api)
+            pods = (await api.get("/api/v1/pods"))["items"]
+            text = f"{sum(map(pod_is_fine, pods))} of {len(pods)} pods run"
+            if text != shown:
+                step(shown := text)
+            if missing or not pods:
+                return False
+            await asyncio.sleep(STEADY_S)
+            return not await unfinished(api)
 
         try:
-            self.wait(running, RUNNING_S, "the examples to run", *self.processes)
-        except Failed as failure:
-            raise Failed(f"{failure}\n{self._reasons()}") from failure
+            await self._until(settled, "everything runs")
+        except DemoError as late:
+            raise DemoError(f"{late}\n{await diagnosis(api)}") from late
 
-    def _wanted(self) -> int:
-        deployments = self.call(PATHS["Deployment"])["items"]
-        daemons = self.call(PATHS["DaemonSet"])["items"]
-        owned = sum(d["spec"]["replicas"] for d in deployments)
-        owned += sum(
-            d.get("status", {}).get("desiredNumberScheduled", len(NODES)) or len(NODES) for d in daemons
+    # -- the report
+
+    async def report(self, api: ApiClient) -> None:
+        for what, path in ((["nodes"], "/api/v1/nodes"), (["pods", "-o", "wide"], PODS)):
+            say(f"\n$ kubectl get {' '.join(what)}")
+            say(await (self._kubectl("get", *what) if self.kubectl else table(api, path, "wide" in what)))
+        pods = (await api.get(PODS))["items"]
+        if pods:
+            name = pods[0]["metadata"]["name"]
+            say(f"\n$ kubectl logs {name} --tail={LOG_LINES}")
+            say(await self._log(api, name))
+        kubectl = f"kubectl --kubeconfig {self.kubeconfig}"
+        say(
+            f"\nTo try next{'' if self.kubectl else ' (with a kubectl: https://kubernetes.io/docs/tasks/tools/)'}:"
         )
-        pods = self.call(PATHS["Pod"])["items"]
-        return int(owned) + sum(not pod["metadata"].get("ownerReferences") for pod in pods)
-
-    def _reasons(self) -> str:
-        lines = []
-        for pod in self.call(PATHS["Pod"])["items"]:
-            if _condition(pod, "Ready") != "True":
-                status = pod.get("status", {})
-                why = [c.get("message", "") for c in status.get("conditions", []) if c["status"] != "True"]
-                waits = [s["state"].get("waiting") for s in status.get("containerStatuses", [])]
-                why += [f"{w.get('reason')}: {w.get('message', '')}" for w in waits if w]
-                name, phase = pod["metadata"]["name"], status.get("phase", "Pending")
-                lines.append(
-                    f"    pod {name} is {phase}: {status.get('message') or '; '.join(filter(None, why))}"
-                )
-        for log in sorted(self.root.glob("*.log")):
-            lines += [f"    {log.name}: {line}" for line in log.read_text().splitlines()[-3:]]
-        return "\n".join(lines)
-
-    def report(self) -> None:
-        print("\nNodes")
-        print(_indent(self._table("/api/v1/nodes")))
-        print("Pods")
-        print(_indent(self._table(PATHS["Pod"])))
-        print("The log of pod hello")
-        print(_indent(self.call(f"{PATHS['Pod']}/hello/log?tailLines=5", text=True)))
-
-    def _table(self, path: str) -> str:
-        if self.kubectl is not None:
-            return self.run_kubectl("get", "nodes" if path.endswith("nodes") else "pods", "-o", "wide")
-        rows = [("NAME", "STATUS", "NODE")]
-        for obj in self.call(path)["items"]:
-            ready = "Ready" if _condition(obj, "Ready") == "True" else "NotReady"
-            rows.append(
-                (obj["metadata"]["name"], obj["status"].get("phase", ready), obj["spec"].get("nodeName", ""))
-            )
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        return "\n".join(
-            "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
-        )
-
-    def hints(self) -> None:
-        print("Try next:\n")
-        print(f"    export KUBECONFIG={self.hub_dir / 'kubeconfig'}")
         for line in (
-            "kubectl logs -f hello",
-            """kubectl patch configmap greeting -p '{"data":{"GREETING":"changed"}}'   # the file at the edge follows""",
-            "kubectl scale deployment till --replicas=4",
-            "kubectl get pods -o wide --watch",
-            "kubectl describe node edge-1",
+            "logs -f hello",
+            """patch configmap greeting -p '{"data":{"GREETING":"changed"}}'  # its file at the edge follows""",
+            "scale deployment till --replicas=5",
+            "describe node edge-1",
+            "delete pod hello",
         ):
-            print(f"    {line}")
-        if self.kubectl is None:
-            print(
-                "\n(There is no kubectl on the PATH; https://kubernetes.io/docs/tasks/tools/ says how to get it.)"
-            )
+            say(f"  {kubectl} {line}")
+
+    async def _log(self, api: ApiClient, pod: str) -> str:
+        text = ""
+
+        async def written() -> bool:
+            nonlocal text
+            text = await api.text(f"{PODS}/{pod}/log?tailLines={LOG_LINES}")
+            return bool(text)
+
+        await self._until(written, f"{pod} has written to its log")
+        return text.rstrip()
+
+    # -- ending
+
+    async def stop(self) -> None:
+        """Stops all that was started, workloads first. Raises DemoError when something stays."""
+        left = [text for text in await asyncio.gather(*map(self._stop_node, NODES)) if text]
+        hub = self.children.get("hub")
+        if hub is not None:
+            await end(hub)
+        if left:
+            raise DemoError("\n".join([*left, f"{self.directory} is left as it is"]))
+        shutil.rmtree(self.directory)
+
+    async def _stop_node(self, name: str) -> str:
+        """What could not be stopped, "" when all was. An agent that has died is stood in for by the command."""
+        agent = self.children.get(name)
+        if agent is None:
+            return ""
+        text = ""
+        for _ in range(2):
+            try:
+                await self._run(
+                    sys.executable, "-m", "edgelite", "stop", "--workloads", "--timeout", str(WORKLOADS_STOP_S),
+                    "--data-dir", str(self.directory / name),
+                )  # fmt: skip
+                return ""
+            except DemoError as failure:
+                text = str(failure)
+            finally:
+                await end(agent)
+        return text
+
+    # -- helpers
+
+    async def _spawn(self, name: str, *arguments: str) -> None:
+        with self._log_file(name) as log:
+            # A session of its own: Ctrl-C reaches the demo alone, which stops everything in order.
+            self.children[name] = await asyncio.create_subprocess_exec(
+                sys.executable, *arguments, cwd=ROOT, stdin=DEVNULL, stdout=log, stderr=STDOUT, start_new_session=True
+            )  # fmt: skip
+
+    def _log_file(self, name: str) -> BinaryIO:
+        return open(self.directory / f"{name}.log", "wb")
+
+    async def _kubectl(self, *arguments: str) -> str:
+        assert self.kubectl is not None
+        options = ("--kubeconfig", str(self.kubeconfig), "--cache-dir", str(self.directory / "kubectl-cache"))
+        return (await self._run(self.kubectl, *arguments, *options)).rstrip()
+
+    async def _run(self, *argv: str) -> str:
+        """Runs a program to its end; its stdout. Raises DemoError with what it said."""
+        child = await asyncio.create_subprocess_exec(
+            *argv, cwd=ROOT, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, start_new_session=True
+        )
+        try:
+            out, errors = await child.communicate()
+        except asyncio.CancelledError:
+            await end(child)
+            raise
+        if child.returncode:
+            raise DemoError(f"{' '.join(argv[:4])} failed: {(errors or out).decode().strip()}")
+        return out.decode()
+
+    async def _until(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:
+        deadline = time.monotonic() + self.timeout_s
+        while not await condition():
+            self.check()
+            if time.monotonic() > deadline:
+                raise DemoError(f"not within {self.timeout_s:g} s: {what}")
+            await asyncio.sleep(0.2)
+
+    def check(self) -> None:
+        """Raises DemoError when a part has ended by itself, with the end of its log."""
+        for name, child in self.children.items():
+            if child.returncode is not None:
+                log = (self.directory / f"{name}.log").read_text(errors="replace").splitlines()
+                raise DemoError(
+                    f"{name} has ended with {child.returncode}:\n{indented(chr(10).join(log[-10:]))}"
+                )
 
 
-def _condition(obj: Any, kind: str) -> str | None:
-    return next((c["status"] for c in obj.get("status", {}).get("conditions", []) if c["type"] == kind), None)
+async def end(child: Process) -> None:
+    """SIGTERM, and SIGKILL after 10 s."""
+    if child.returncode is None:
+        child.terminate()
+        try:
+            await asyncio.wait_for(child.wait(), 10)
+        except TimeoutError:
+            child.kill()
+            await child.wait()
 
 
-def _indent(text: str) -> str:
-    return "".join(f"    {line}\n" for line in text.rstrip().splitlines())
+def indented(text: str) -> str:
+    return "\n".join(f"         {line}" for line in text.splitlines())
 
 
-@contextlib.contextmanager
-def directory() -> Iterator[Path]:
-    """A temporary directory that is removed in the end."""
-    root = Path(tempfile.mkdtemp(prefix="cloudhub-demo-"))
+# -- what the API says
+
+
+def condition(obj: Any, kind: str) -> bool:
+    held = obj.get("status", {}).get("conditions") or []
+    return any(c["type"] == kind and c["status"] == "True" for c in held)
+
+
+def pod_is_fine(pod: Any) -> bool:
+    return condition(pod, "Ready") or pod["status"].get("phase") == "Succeeded"
+
+
+async def unfinished(api: ApiClient) -> list[str]:
+    """What has been applied and is not there yet."""
+    missing = [p["metadata"]["name"] for p in (await api.get("/api/v1/pods"))["items"] if not pod_is_fine(p)]
+    for kind, wanted, there in (
+        ("deployments", "replicas", "availableReplicas"),
+        ("daemonsets", "desiredNumberScheduled", "numberAvailable"),
+    ):
+        for obj in (await api.get(f"/apis/apps/v1/{kind}"))["items"]:
+            status = obj.get("status", {})
+            fresh = status.get("observedGeneration") == obj["metadata"]["generation"]
+            count = obj["spec"].get(wanted, status.get(wanted, 0))
+            if not fresh or status.get(there, 0) < count:
+                missing.append(obj["metadata"]["name"])
+    return missing
+
+
+async def create(api: ApiClient, obj: Any) -> str:
+    """POSTs an object where discovery says; its name as kubectl prints it."""
+    version = obj["apiVersion"]
+    base = f"/apis/{version}" if "/" in version else f"/api/{version}"
+    kinds = (await api.get(base))["resources"]
+    found = next((r for r in kinds if r["kind"] == obj["kind"] and "/" not in r["name"]), None)
+    if found is None:
+        raise DemoError(f"this hub has no {obj['kind']} in {version}")
+    scope = f"/namespaces/{obj['metadata'].get('namespace', 'default')}" if found["namespaced"] else ""
+    await api.post(f"{base}{scope}/{found['name']}?fieldValidation=Strict", obj)
+    return f"{obj['kind'].lower()}/{obj['metadata']['name']}"
+
+
+async def table(api: ApiClient, path: str, wide: bool) -> str:
+    """What `kubectl get [-o wide]` prints: the API makes the columns."""
+    found = await api.get(path, accept="application/json;as=Table;g=meta.k8s.io;v=v1")
+    columns = found["columnDefinitions"]
+    shown = [n for n, column in enumerate(columns) if wide or column["priority"] == 0]
+    rows = [[columns[n]["name"].upper() for n in shown]]
+    rows += [[str(row["cells"][n]) for n in shown] for row in found["rows"]]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("   ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+async def diagnosis(api: ApiClient) -> str:
+    """Why pods do not run: their conditions, what their containers wait for, events, and the ends of their logs."""
+    out: list[str] = []
+    for pod in (await api.get("/api/v1/pods"))["items"]:
+        if pod_is_fine(pod):
+            continue
+        name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
+        status = pod["status"]
+        out.append(
+            f"pod {namespace}/{name} is {status.get('phase')}: {status.get('message', '')}".rstrip(": ")
+        )
+        for held in status.get("conditions") or []:
+            if held["status"] != "True" and held.get("message"):
+                out.append(f"  {held['type']}: {held['message']}")
+        for container in (status.get("initContainerStatuses") or []) + (
+            status.get("containerStatuses") or []
+        ):
+            for state in ("waiting", "terminated"):
+                found = container["state"].get(state)
+                if found:
+                    out.append(f"  {container['name']}: {found.get('reason')}: {found.get('message', '')}")
+        events = f"/api/v1/namespaces/{namespace}/events?fieldSelector=involvedObject.name={name}"
+        out += [f"  event: {e['reason']}: {e['message']}" for e in (await api.get(events))["items"][-5:]]
+        with contextlib.suppress(ClientError):  # not started: there is no log
+            log = await api.text(f"/api/v1/namespaces/{namespace}/pods/{name}/log?tailLines={LOG_LINES}")
+            out += [f"  log: {line}" for line in log.splitlines()]
+    return "\n".join(out)
+
+
+# -- the command
+
+
+async def show(demo: Demo, once: bool) -> None:
+    async with await demo.hub() as api:
+        await demo.nodes(api)
+        await demo.apply(api)
+        await demo.running(api)
+        await demo.report(api)
+        demo.reported = True
+    if not once:
+        say(f"\nRunning. Ctrl-C stops everything and removes {demo.directory}")
+        while True:
+            demo.check()
+            await asyncio.sleep(0.5)
+
+
+async def run(options: argparse.Namespace) -> int:
+    """Shows the demo until it is done, fails or is interrupted; whatever happens, all is stopped."""
+    demo = Demo(Path(tempfile.mkdtemp(prefix="cloudhub-demo-")), options.manifests.resolve(), options.timeout)
+    work = asyncio.create_task(show(demo, options.once), name="show")
+    stopping = False
+
+    def interrupted() -> None:
+        if stopping or work.cancelling():
+            say("still stopping what was started; this is bounded, please wait")
+        else:
+            work.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, interrupted)
+    code = 0
     try:
-        yield root
+        await work
+    except asyncio.CancelledError:
+        say()
+        code = 0 if demo.reported else INTERRUPTED
+    except (DemoError, ClientError, kubeconfig.KubeconfigError, yaml.YAMLError, OSError) as failure:
+        print(f"demo: {failure}", file=sys.stderr)
+        code = 1
     finally:
-        shutil.rmtree(root, ignore_errors=True)
+        stopping = True
+        step("stopping workloads, nodes and the hub")
+        try:
+            await demo.stop()
+            step("all stopped and removed")
+        except (DemoError, OSError) as failure:
+            print(f"demo: could not clean up: {failure}", file=sys.stderr)
+            code = 1
+    return code
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main() -> int:
     parser = argparse.ArgumentParser(
         prog="make demo ARGS=...",
-        description="Runs a hub, two agents and the example manifests on this machine until Ctrl-C.",
+        description="Runs a hub and two edge nodes on this machine, applies manifests with kubectl (or without, where "
+        "there is none), waits until everything runs, reports, and goes on until Ctrl-C, which stops and removes "
+        "everything.",
+        epilog="Exit codes: 0 shown (and stopped), 1 something did not work: the reason is on stderr, 130 interrupted "
+        "before the report.",
     )
-    parser.add_argument("--once", action="store_true", help="exit after the report instead of running on")
+    parser.add_argument(
+        "--once", action="store_true", help="stop after the report instead of waiting for Ctrl-C"
+    )
     parser.add_argument(
         "--manifests",
+        metavar="PATH",
         type=Path,
-        default=MANIFESTS,
-        metavar="DIR",
-        help="what to apply (default: examples/manifests)",
+        default=ROOT / "examples/manifests",
+        help="a YAML file, or a directory of *.yaml, to apply (default: examples/manifests)",
     )
-    options = parser.parse_args(arguments)
-
-    def stopped(number: int, frame: object) -> None:
-        raise Stopped
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stopped)
-    with directory() as root:
-        demo = Demo(root, options.manifests)
-        try:
-            return run(demo, options.once)
-        finally:
-            # A second Ctrl-C must not leave processes behind.
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)
-            demo.stop()
-
-
-def run(demo: Demo, once: bool) -> int:
-    """The demo up to its end; the exit code."""
-    try:
-        demo.start_hub()
-        demo.start_agents()
-        demo.apply()
-        demo.wait_running()
-        demo.report()
-        if once:
-            return 0
-        demo.hints()
-        print("\nRunning until Ctrl-C.", flush=True)
-        signal.pause()
-        return 0
-    except Stopped:
-        print()
-        return 0 if not once else 130
-    except (Failed, ClientError, kubeconfig.KubeconfigError, OSError, KeyError) as failure:
-        print(f"demo: {failure!r}" if isinstance(failure, KeyError) else f"demo: {failure}", file=sys.stderr)
-        return 1
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=float,
+        default=120.0,
+        help="how long each step may take (default: 120)",
+    )
+    options = parser.parse_args()
+    if not os.path.exists(options.manifests):
+        parser.error(f"--manifests {options.manifests}: there is no such file or directory")
+    return asyncio.run(run(options))
 
 
 if __name__ == "__main__":

@@ -77,6 +77,8 @@ def test_once_reports_and_leaves_nothing(place: Path, kubectl: bool) -> None:
     for expected in ("edge-1", "edge-2", "hello from the edge", "till-", "watch-", "Running"):
         assert expected in done.stdout, done.stdout
     assert ("kubectl apply" in done.stdout) is kubectl
+    assert "NOMINATED NODE" in done.stdout
+    assert not (place / ".kube").exists()
     assert_nothing_is_left(place)
 
 
@@ -100,7 +102,7 @@ def test_an_ordinary_user_needs_no_root(place: Path) -> None:
     assert_nothing_is_left(place)
 
 
-def test_ctrl_c_stops_everything(place: Path) -> None:
+def test_ctrl_c_stops_everything_and_a_second_one_leaves_nothing_either(place: Path) -> None:
     process = subprocess.Popen(
         DEMO, env=environment(place, True), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -108,16 +110,67 @@ def test_ctrl_c_stops_everything(place: Path) -> None:
     lines = []
     for line in process.stdout:
         lines.append(line)
-        if "Running until Ctrl-C" in line:
+        if "Ctrl-C stops everything" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    for line in process.stdout:
+        lines.append(line)
+        if "stopping" in line:
             break
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 0, "".join(lines) + rest
-    assert any("kubectl logs -f hello" in line for line in lines)
+    assert "still stopping" in rest
+    assert any(" logs -f hello" in line and "kubectl --kubeconfig" in line for line in lines)
     assert_nothing_is_left(place)
 
 
-def test_a_workload_that_cannot_run_is_the_reason(place: Path) -> None:
+def test_a_signal_before_the_report_stops_what_was_started_so_far(place: Path) -> None:
+    process = subprocess.Popen(
+        DEMO, env=environment(place, True), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "enrolling" in line:
+            break
+    process.terminate()
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, rest
+    assert_nothing_is_left(place)
+
+
+CRASHING = """
+apiVersion: v1
+kind: Pod
+metadata: {name: crashes, labels: {cloudhub.dev/runtime: process}}
+spec: {containers: [{name: main, command: [/bin/sh, -c, "echo no till drawer; exit 3"]}]}
+"""
+
+
+def test_a_workload_that_does_not_run_is_the_reason_with_its_log(place: Path) -> None:
+    (place / "crashing.yaml").write_text(CRASHING)
+    done = subprocess.run(
+        [*DEMO, "--once", "--timeout", "20", "--manifests", str(place / "crashing.yaml")],
+        env=environment(place, False), capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout
+    for reason in (
+        "not within 20 s: everything runs",
+        "pod default/crashes is Running",
+        "log: no till drawer",
+    ):
+        assert reason in done.stderr
+    assert "CrashLoopBackOff" in done.stderr or "Error" in done.stderr
+    assert_nothing_is_left(place)
+
+
+def test_help_teaches() -> None:
+    done = subprocess.run([*DEMO, "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "--once" in done.stdout and "Ctrl-C" in done.stdout
+
+
+def test_a_manifest_that_is_refused_is_the_reason(place: Path) -> None:
     manifests = place / "manifests"
     manifests.mkdir()
     (manifests / "bad.yaml").write_text("apiVersion: v1\nkind: Pod\nmetadata: {name: Bad_Name}\nspec: {}\n")
