@@ -26,6 +26,7 @@ class Described:
         "id",
         "image",
         "labels",
+        "memory_limit",
         "oom_killed",
         "started_at",
         "state",
@@ -38,6 +39,7 @@ class Described:
         state, config = data["State"], data["Config"]
         self.id: str = data["Id"]
         self.image: str = data.get("Image") or ""
+        self.memory_limit = int((data.get("HostConfig") or {}).get("Memory") or 0)  # bytes, 0 for none
         self.labels: "dict[str, str]" = config.get("Labels") or {}
         self.tty = bool(config.get("Tty"))
         self.stop_signal = str(config.get("StopSignal") or "SIGTERM")
@@ -69,6 +71,7 @@ class Container:
         "dirty",
         "id",
         "image_id",
+        "killed",
         "name",
         "reported",
         "scheme",
@@ -95,6 +98,7 @@ class Container:
         self.reported = False  # its end has been handed out
         self.stops = 0  # how many `stop` wait for its end
         self.dirty = False  # something happened to it that has not been looked at
+        self.killed = False  # by `stop`, when its grace was over
         self.tty = False
         self.stop_signal = "SIGTERM"
 
@@ -126,6 +130,9 @@ class Container:
         status.exit_code = found.exit_code
         status.reason = "Completed" if found.exit_code == 0 else "Error"
         status.message = found.error
+        if found.exit_code == UNKNOWN_EXIT and found.memory_limit and not self.killed:
+            # Podman on cgroups v1 often records no OOM.
+            status.message = found.error or "somebody killed it: the kernel, if it went over its memory limit"
         if found.oom_killed:
             status.reason = "OOMKilled"
             status.message = found.error or "the kernel killed it for its memory limit"

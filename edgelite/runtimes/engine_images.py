@@ -86,9 +86,14 @@ def _is_component(text: str) -> bool:
     """Letters and digits, separated by one ".", one or two "_", or any number of "-"."""
     if not text or text[0] not in _LOWER or text[-1] not in _LOWER:
         return False
-    for part in text.replace("-", " ").split(" "):
+    for part in text.split("-"):
         plain = part.replace("__", "_").replace("_", ".")
-        if any(c not in _LOWER + "." for c in plain) or ".." in plain:
+        if (
+            any(c not in _LOWER + "." for c in plain)
+            or ".." in plain
+            or plain[:1] == "."
+            or plain[-1:] == "."
+        ):
             return False
     return True
 

@@ -214,6 +214,8 @@ class Agent:
     def __init__(self, name: str, data_dir: Path) -> None:
         self.name = name
         self.data_dir = data_dir
+        self.prefix: list[str] = []
+        """A command that the agent is started through, and replaces."""
         self.process: subprocess.Popen[bytes] | None = None
         self.log_path = data_dir.parent / f"{data_dir.name}.log"
         self.boot_id_file = data_dir.parent / f"{data_dir.name}.boot"
@@ -221,8 +223,9 @@ class Agent:
 
     def join(self, edge: str, token: str, *options: str) -> "Agent":
         """`edgelite join`, which becomes the agent."""
+        runtime = [] if "--runtime" in options else ["--runtime", "process"]
         return self._spawn(
-            "join", "--hub", edge, "--token", token, "--runtime", "process",
+            "join", "--hub", edge, "--token", token, *runtime,
             "--boot-id-file", str(self.boot_id_file), *options,
         )  # fmt: skip
 
@@ -231,7 +234,8 @@ class Agent:
 
     def _spawn(self, command: str, *options: str) -> "Agent":
         assert self.process is None
-        argv = [sys.executable, "-m", "edgelite", command, "--data-dir", str(self.data_dir), *options]
+        argv = [*self.prefix, sys.executable, "-m", "edgelite", command]
+        argv += ["--data-dir", str(self.data_dir), *options]
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
                 argv, cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
