@@ -338,6 +338,7 @@ def _connect(path: str) -> sqlite3.Connection:
 
 
 def _open_identity(connection: sqlite3.Connection, slots: int) -> StoreIdentity:
+    _check_format(connection)
     connection.executescript(_SCHEMA)
     connection.execute("BEGIN IMMEDIATE")
     meta = dict(connection.execute("SELECT name, value FROM meta"))
@@ -350,11 +351,18 @@ def _open_identity(connection: sqlite3.Connection, slots: int) -> StoreIdentity:
         }
         connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
     connection.execute("COMMIT")
-    if int(meta["format"]) > FORMAT_VERSION:
-        raise FormatUnknown(
-            f"the data has format {meta['format']}, this hub knows up to {FORMAT_VERSION}: start a newer hub on it"
-        )
     return StoreIdentity(meta["uuid"], int(meta["generation"]), int(meta["format"]), int(meta["slots"]))
+
+
+def _check_format(connection: sqlite3.Connection) -> None:
+    """Raises FormatUnknown, before anything of ours is written into what a newer hub has made."""
+    if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone() is None:
+        return
+    row = connection.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()
+    if row is not None and int(row[0]) > FORMAT_VERSION:
+        raise FormatUnknown(
+            f"the data has format {row[0]}, this hub knows up to {FORMAT_VERSION}: start a newer hub on it"
+        )
 
 
 def _read_bounds(connection: sqlite3.Connection) -> tuple[int, int]:

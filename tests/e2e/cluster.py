@@ -223,8 +223,9 @@ class Agent:
 
     def join(self, edge: str, token: str, *options: str) -> "Agent":
         """`edgelite join`, which becomes the agent."""
+        runtime = [] if "--runtime" in options else ["--runtime", "process"]
         return self._spawn(
-            "join", "--hub", edge, "--token", token, "--runtime", "process",
+            "join", "--hub", edge, "--token", token, *runtime,
             "--boot-id-file", str(self.boot_id_file), *options,
         )  # fmt: skip
 

@@ -567,6 +567,23 @@ async def test_an_expired_certificate_ends_a_connection_that_stays_open(pki: Pki
         assert edge.goaway is not None and "expired" in edge.goaway["message"]
 
 
+async def test_whoever_has_renewed_is_told_to_come_back_with_the_new_certificate(pki: Pki) -> None:
+    async with hub(pki, node_ttl_s=600.0) as h:
+        edge = await h.enrol("edge-1")
+        await h.connect(edge)
+        edge.send(wire.RENEW, {"csr": pki.csr_pem})
+        edge.ping()
+        await until(lambda: edge.pongs == 1)
+        h.gateway._audit()
+        assert edge.goaway is None
+        wall = h.gateway.wall
+        h.gateway.wall = lambda: wall() + 15 * 86400
+        h.gateway._audit()
+        await until(lambda: edge.goaway is not None)
+        assert edge.goaway is not None
+        assert (edge.goaway["code"], edge.goaway["retry_s"]) == ("resync", 0.0)
+
+
 async def test_five_hundred_pods_for_twenty_nodes_all_come_back_running(pki: Pki) -> None:
     async with hub(pki) as h:
         edges = [await h.enrol(f"e{i}") for i in range(20)]

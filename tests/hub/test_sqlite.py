@@ -59,8 +59,14 @@ async def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     connection.execute("UPDATE meta SET value = '2' WHERE name = 'format'")
     connection.commit()
     connection.close()
+    # Of the tables that a newer hub has, it makes none anew.
+    connection = sqlite3.connect(tmp_path / "store.db")
+    connection.execute("DROP TABLE kv")
+    connection.commit()
     with pytest.raises(FormatUnknown, match="format 2"):
         await SqliteStore.open(str(tmp_path))
+    assert connection.execute("SELECT name FROM sqlite_master WHERE name = 'kv'").fetchall() == []
+    connection.close()
 
 
 async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
