@@ -19,8 +19,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import psutil
@@ -384,13 +385,18 @@ class Cluster:
         wait_for(gone, f"pod {name} is gone", timeout_s)
 
     def kubectl(
-        self, *arguments: str, stdin: str | None = None, code: int | None = 0, path: str | None = None
+        self,
+        *arguments: str,
+        stdin: str | None = None,
+        code: int | None = 0,
+        path: str | None = None,
+        env: Mapping[str, str] = MappingProxyType({}),
     ) -> str:
         """Runs kubectl as the administrator; stdout, and stderr behind it."""
         done = subprocess.run(
             [path or self.kubectl_path, "--kubeconfig", self.main.kubeconfig, *arguments],
             input=stdin, capture_output=True, text=True, timeout=120,
-            env={**os.environ, "HOME": str(self.root), "KUBECONFIG": ""},
+            env={**os.environ, "HOME": str(self.root), "KUBECONFIG": "", **env},
         )  # fmt: skip
         if code is not None:
             assert done.returncode == code, (
