@@ -99,6 +99,7 @@ class Agent(Owner):
         self.desired = Desired(config.mark(__version__))
         self.upstream = Upstream()
         self._disk_failed = ""
+        self._uncommitted: "Session | None" = None
         self._dirty = False
         self._node_hash = ""
         self._next_renewal = 0.0
@@ -291,8 +292,16 @@ class Agent(Owner):
 
     def journal_session(self) -> None:
         session = self.link.session
-        if session is not None:
-            self._write(session.writes())
+        writes = [] if session is None else session.writes()
+        if session is None or not writes:
+            return
+        try:
+            self.journal.write(writes)
+        except JournalFull as error:
+            # What the session holds in memory is not in the journal now: it must never be committed.
+            self._disk_state(str(error))
+            self._uncommitted = session
+            self.link.perform(session.goodbye("failed", str(error)))
 
     def settle(self) -> None:
         """Makes everything journalled durable, then acknowledges, applies and reports it. A full disk changes only
@@ -304,9 +313,12 @@ class Agent(Owner):
         except JournalError as error:
             self._disk_state(str(error))
             return
+        session = self.link.session
+        if session is not None and session is self._uncommitted:
+            return
+        self._uncommitted = None
         self._disk_state("")
         self.upstream.committed()
-        session = self.link.session
         if session is not None:
             self.link.perform(session.commit(self.loop.now()))
 
@@ -329,7 +341,8 @@ class Agent(Owner):
 
     def _admit(self, key: str, body: bytes) -> "tuple[str, str] | None":
         room = self.journal.live_bytes_max * 7 // 8 - self.journal.live_bytes
-        if len(body) > room and self.journal.get(DOCUMENT + key) is None:
+        growth = len(body) - len(self.journal.get(DOCUMENT + key) or b"")
+        if growth > max(0, room):
             # The rest is for status and runtime state, which must always find room.
             return ("JournalFull", "%d bytes are left in this node's journal" % max(0, room))
         if key == CONFIG_DOCUMENT:

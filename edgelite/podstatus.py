@@ -69,10 +69,13 @@ def build(pod: "Pod", wall: float) -> "dict[str, Any]":
         if pod.sandboxed:
             status["podIP"] = ips[0]
             status["podIPs"] = [{"ip": ip} for ip in ips[:2]]
-    inits = [_container(pod, c) for c in pod.of(INIT, SIDECAR)]
-    if inits:
-        status["initContainerStatuses"] = inits
-    status["containerStatuses"] = [_container(pod, c) for c in pod.of(APP)]
+    if not (phase == "Failed" and all(c.attempt < 0 for c in pod.containers)):
+        # A pod that failed before anything was started has no containers that wait: `kubectl get` would show them
+        # in place of the reason.
+        inits = [_container(pod, c) for c in pod.of(INIT, SIDECAR)]
+        if inits:
+            status["initContainerStatuses"] = inits
+        status["containerStatuses"] = [_container(pod, c) for c in pod.of(APP)]
     generation = pod.doc.get("generation")
     if generation is not None:
         status["observedGeneration"] = generation

@@ -28,6 +28,7 @@ OPTIONS: Final[Mapping[str, Any]] = {
 _ERRORS: Final[Mapping[str, type[errors.BadRequest] | type[errors.Gone]]] = {
     "NotFound": errors.BadRequest,
     "ContainerNotFound": errors.BadRequest,
+    "BadRequest": errors.BadRequest,
     "Gone": errors.Gone,
 }
 

@@ -15,6 +15,7 @@ from hub.informer import Delta, Informers
 from hub.objects import EVENTS, NAMESPACES, Meta, Resource
 
 TTL_S = 3600.0
+SKEW_S = 60.0
 
 
 def involved(res: Resource, about: Meta) -> Object:
@@ -103,7 +104,7 @@ class Events:
 
 
 class EventTtl:
-    """Removes events whose last occurrence is TTL_S ago, one by one."""
+    """Removes events that were stored and last occurred more than TTL_S ago, one by one."""
 
     kinds = (EVENTS,)
 
@@ -123,14 +124,14 @@ class EventTtl:
         entry = self._context.informers.of(EVENTS).cache.get(*key)
         if entry is None:
             return None
-        left = last_seen(entry.obj()) + TTL_S - self._context.clock.now()
+        left = self._left_s(entry.obj())
         if left > 0:
             return left
         stored = await self._context.registry.find(EVENTS, *key)
         if stored is None:
             return None
         obj = stored.obj()
-        left = last_seen(obj) + TTL_S - self._context.clock.now()
+        left = self._left_s(obj)
         if left > 0:
             return left
         if obj["metadata"].get("finalizers"):
@@ -141,15 +142,27 @@ class EventTtl:
             return None
         return None
 
+    def _left_s(self, event: Object) -> float:
+        now = self._context.clock.now()
+        return last_seen(event, now) + TTL_S - now
 
-def last_seen(event: Object) -> float:
-    """Unix seconds of an event's last occurrence."""
+
+def last_seen(event: Object, now: float) -> float:
+    """Unix seconds from which an event's TTL counts: its last occurrence, unless the clock of the machine that saw it is
+    off. Then it is when the event was stored: a board without a clock reports from 1970, and a wrong one from 2099."""
+    created = seconds(event["metadata"].get("creationTimestamp")) or 0.0
+    occurred = _occurred(event)
+    if occurred > now + SKEW_S:
+        return created
+    return max(occurred, created) if created <= now else occurred
+
+
+def _occurred(event: Object) -> float:
     series = event.get("series") or {}
     for text in (
         series.get("lastObservedTime"),
         event.get("lastTimestamp"),
         event.get("eventTime"),
-        event["metadata"].get("creationTimestamp"),
     ):
         found = seconds(text)
         if found is not None:

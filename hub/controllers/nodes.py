@@ -8,8 +8,10 @@ Pods bound to a node that does not exist: a Node object leaves the store only by
 the store, means that somebody deleted it; unless it never was there, as when a pod was created with a nodeName before
 the node has joined. So a pod is removed when its node is absent, was absent for ABSENT_S under the eyes of this process,
 and the pod shows that the node once was there: it was bound by the scheduler, or the node has reported on it (I9).
+One that somebody has deleted needs no such sign: it goes DELETING_S after its grace, or nobody would ever take it away.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +25,8 @@ from hub.informer import Delta
 from hub.objects import NODES, PODS, Condition, NodeView, PodView, Resource
 
 ABSENT_S = 300.0
+DELETING_S = 40.0
+"""As long as Kubernetes' own collector gives a Node that is absent."""
 FINISHED_KEPT = 1000
 COLLECT_BATCH = 100
 
@@ -83,6 +87,17 @@ def was_there(pod: Object) -> bool:
     )
 
 
+def _due(pod: Entry[PodView], absent_since: float) -> float:
+    """When a pod of an absent node is removed, unix seconds; infinity where it is not known that its node ever was, and
+    where only finalizers still hold it."""
+    deleted = seconds(pod.meta.deletionTimestamp)
+    if deleted is not None and pod.meta.deletionGracePeriodSeconds == 0:
+        return math.inf
+    if deleted is not None:
+        return max(deleted, absent_since) + DELETING_S
+    return absent_since + ABSENT_S if was_there(pod.obj()) else math.inf
+
+
 class PodCollector:
     """Pods of deleted nodes, and finished pods above FINISHED_KEPT, the oldest first. Keys are node names, and "" for the
     finished pods."""
@@ -109,9 +124,13 @@ class PodCollector:
         pod: Entry[PodView] = delta.entry
         if delta.type == "DELETED":
             self._finished.pop(pod.key, None)
+            if pod.view.spec.nodeName in self._absent:
+                self._driver.queue.add(pod.view.spec.nodeName)  # forgets it with its last pod
             return
         if (pod.view.spec.nodeName and delta.old is None) or _moved(delta):
             self._watch(pod.view.spec.nodeName)
+        if pod.meta.deletionTimestamp and pod.view.spec.nodeName in self._absent:
+            self._driver.queue.add(pod.view.spec.nodeName)
         if pod.view.status.phase in FINISHED:
             self._finished[pod.key] = seconds(pod.meta.creationTimestamp) or 0.0
             if len(self._finished) > FINISHED_KEPT:
@@ -136,19 +155,17 @@ class PodCollector:
         if since is None or not pods:
             self._absent.pop(node, None)
             return None
-        left = since + ABSENT_S - self._context.clock.now()
-        if left > 0:
-            return left
-        if await self._context.registry.find(NODES, "", node) is not None:
+        now = self._context.clock.now()
+        dues = {pod.key: _due(pod, since) for pod in pods}
+        gone = [pod for pod in pods if dues[pod.key] <= now]
+        if gone and await self._context.registry.find(NODES, "", node) is not None:
             self._absent.pop(node, None)
             return None
-        gone = [pod for pod in pods if was_there(pod.obj())]
         for pod in gone[:COLLECT_BATCH]:
             await writer.delete(PODS, pod.key, pod.meta.uid, FORCE)
         if len(gone) > COLLECT_BATCH:
             return 0.0
-        self._absent.pop(node, None)
-        return None
+        return min((due - now for due in dues.values() if now < due < math.inf), default=None)
 
     async def _collect_finished(self, writer: Writer) -> float | None:
         surplus = len(self._finished) - FINISHED_KEPT

@@ -2,9 +2,11 @@
 
 import contextlib
 import http.client
+import itertools
 import json
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +31,13 @@ KINDS = (
     "/apis/apps/v1/deployments", "/apis/apps/v1/daemonsets", "/apis/apps/v1/replicasets",
     "/apis/cloudhub.dev/v1alpha1/jointokens",
 )  # fmt: skip
-HELLO = {"proto": [1, 1], "inc": "0" * 32, "boot": 1, "conn": 1, "digest": "0" * 64}
+_connections = itertools.count(1)
+
+
+def hello(**fields: Any) -> dict[str, Any]:
+    """HELLO of a node that connects once more, with some fields as given."""
+    conn = next(_connections)
+    return {"proto": [1, 1], "inc": "0" * 32, "boot": 1, "conn": conn, "digest": "0" * 64, **fields}
 
 
 # -- what is there -------------------------------------------------------------------------------------------------------
@@ -226,3 +234,34 @@ def peer(hub: Hub, context: ssl.SSLContext) -> Iterator[Peer]:
 def stranger(hub: Hub) -> ssl.SSLContext:
     """Without a certificate, as who wants to join."""
     return tls.client_context(authority(hub).root_pem)
+
+
+class Impostor:
+    """A TLS server with a certificate that is none of this hub. It keeps what it is told, and gives `answer`."""
+
+    def __init__(self, root: str, cert: str, key: str, answer: bytes = b"") -> None:
+        self._context = tls.edge_server_context(cert, key, root)
+        self._answer = answer
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.heard = b""
+        self.visits = 0
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                raw, _ = self._listener.accept()
+            except OSError:
+                return
+            self.visits += 1
+            raw.settimeout(10)
+            with contextlib.suppress(OSError), self._context.wrap_socket(raw, server_side=True) as sock:
+                self.heard += sock.recv(65536)
+                sock.sendall(self._answer)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(15)

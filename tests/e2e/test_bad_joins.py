@@ -1,19 +1,17 @@
 """Joins that must fail: real `edgelite join` commands; each says why and what to do, and makes no Node."""
 
-import contextlib
-import socket
+import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from security import tls
+from edgelite import wire
 from tests.e2e.cluster import ROOT, Agent, Cluster, Hub, free_port, running_cluster, wait_for
-from tests.e2e.hostile import HUB_NAME, authority, forge, nodes, objects
+from tests.e2e.hostile import HUB_NAME, Impostor, authority, forge, nodes, objects
 
 FAILED, USAGE, IN_USE = 1, 2, 3
 
@@ -191,35 +189,6 @@ def test_a_hub_that_cannot_be_reached_is_said_with_its_address(hubs: Cluster, tm
     agent.stop()
 
 
-class Impostor:
-    """A TLS server with a certificate that is none of a hub. It keeps what it is told."""
-
-    def __init__(self, root: str, cert: str, key: str) -> None:
-        self._context = tls.edge_server_context(cert, key, root)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self.heard = b""
-        self.visits = 0
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                raw, _ = self._listener.accept()
-            except OSError:
-                return
-            self.visits += 1
-            raw.settimeout(10)
-            with contextlib.suppress(OSError), self._context.wrap_socket(raw, server_side=True) as sock:
-                self.heard += sock.recv(65536)
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(15)
-
-
 def test_a_node_that_poses_as_a_hub_gets_no_token(hubs: Cluster, tmp_path: Path) -> None:
     """It has a certificate of the right authority, and even answers with the right root."""
     hub: Hub = hubs.main
@@ -227,24 +196,8 @@ def test_a_node_that_poses_as_a_hub_gets_no_token(hubs: Cluster, tmp_path: Path)
     token = hub.token("--node", "dupe")
     before = objects(hub)
 
-    class Answering(Impostor):
-        def _serve(self) -> None:
-            import json
-
-            from edgelite import wire
-
-            while True:
-                try:
-                    raw, _ = self._listener.accept()
-                except OSError:
-                    return
-                self.visits += 1
-                raw.settimeout(10)
-                with contextlib.suppress(OSError), self._context.wrap_socket(raw, server_side=True) as sock:
-                    self.heard += sock.recv(65536)
-                    sock.sendall(wire.message(wire.BUNDLE, json.dumps({"roots": [posing.root]}).encode()))
-
-    impostor = Answering(posing.root, posing.cert, posing.key)
+    roots = wire.message(wire.BUNDLE, json.dumps({"roots": [posing.root]}).encode())
+    impostor = Impostor(posing.root, posing.cert, posing.key, roots)
     try:
         code, said = join(impostor.address, token, tmp_path / "a")
     finally:

@@ -9,7 +9,7 @@ import pytest
 
 from edgelite import wire
 from tests.e2e.cluster import Cluster, running_cluster, sleeper, wait_for
-from tests.e2e.hostile import HELLO, enrolled, peer
+from tests.e2e.hostile import enrolled, hello, peer
 
 PODS = "/api/v1/namespaces/default/pods"
 PRIVILEGED = "needs allow_privileged in this node's configuration"
@@ -115,9 +115,8 @@ def test_a_document_over_the_nodes_own_limit_is_not_sent_but_becomes_a_condition
 ) -> None:
     hub = node.main
     small = enrolled(hub, "small", tmp_path / "small")
-    hello = {**HELLO, "limits": {"document": 4096, "frame": 4096}}
     with peer(hub, small.client()) as board:
-        board.send(wire.HELLO, hello)
+        board.send(wire.HELLO, hello(limits={"document": 4096, "frame": 4096}))
         assert board.receive(wire.WELCOME)["sync"] == "diff"
         board.send(wire.PAIRS, {"pairs": []})
         board.receive(wire.SYNCED)

@@ -296,6 +296,40 @@ def test_a_full_disk_acknowledges_nothing_is_shown_as_a_condition_and_heals(hub,
     assert {c["type"]: c["status"] for c in node["conditions"]}["DiskPressure"] == "False"
 
 
+def test_a_document_that_outgrows_the_journal_is_refused_and_the_old_one_stays(hub, start):
+    agent = start()
+    connection, _ = joined(hub)
+    connection.set("configmap/a/b", b"{}")
+    assert connection.expect(wire.ACK, wire.REPORT)["a"]
+    journal = agent.agent.journal
+    until(lambda: agent.workloads.running)
+    journal.live_bytes_max = (journal.live_bytes + 2000) * 8 // 7
+    connection.set("configmap/a/b", b'{"v": "%s"}' % (b"x" * 4000))
+    assert connection.expect(wire.NACK, wire.REPORT)["reason"] == "JournalFull"
+    assert agent.workloads.running == {"configmap/a/b": b"{}"}
+    connection.set("configmap/a/b", b'{"v": "%s"}' % (b"x" * 1000))
+    assert connection.expect(wire.ACK, wire.REPORT)["a"]
+
+
+def test_what_the_journal_has_no_room_for_is_never_acknowledged(hub, start):
+    agent = start()
+    connection, _ = joined(hub)
+    reports(connection, "node")
+    connection.send(wire.PING)
+    connection.expect(wire.PONG)
+    journal = agent.agent.journal
+    bound, journal.live_bytes_max = journal.live_bytes_max, journal.live_bytes
+    connection.set("pod/a/b/u", b"{}")
+    assert connection.expect(wire.GOAWAY, wire.REPORT)["code"] == "failed"
+    assert agent.workloads.running == {}
+    journal.live_bytes_max = bound
+    again, hello = joined(hub)
+    assert hello["docs"] == 0
+    again.set("pod/a/b/u", b"{}")
+    assert again.expect(wire.ACK, wire.REPORT) == {"a": [["pod/a/b/u", version_of(b"{}")]]}
+    assert agent.log.find("the journal would hold")
+
+
 def test_a_held_node_goes_on_running_what_it_has(hub, start):
     agent = start()
     connection, _ = joined(hub)

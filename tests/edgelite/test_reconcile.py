@@ -562,6 +562,7 @@ def test_a_refused_pod_fails_with_its_reason_and_can_be_deleted():
     b = Bench(document(), refusal="spec.hostPID: not here")
     assert b.starts() == [] and b.events == ["Unsupported"]
     assert b.reports[-1]["phase"] == "Failed" and b.reports[-1]["reason"] == "Unsupported"
+    assert "containerStatuses" not in b.reports[-1]  # or kubectl shows ContainerCreating
     b.pod.update(document(delete=1), b.now)
     assert "Remove" in kinds(b.step())
 

@@ -256,6 +256,30 @@ async def test_a_pod_that_waits_for_its_node_to_join_is_not_collected() -> None:
         assert {p["metadata"]["name"] for p in await hub.all(PODS)} == {"till", "other"}
 
 
+async def test_a_pod_that_is_deleted_while_it_waits_for_its_node_goes_without_the_node() -> None:
+    async with running() as hub:
+        hub.kubelet.cut_off = {"not-yet-here"}
+        await hub.create(PODS, pod("till", nodeName="not-yet-here"))
+        await hub.create(PODS, pod("other", nodeName="not-yet-here"))
+        await hub.pass_time(1000, step=500)
+        await hub.delete(PODS, "till")
+        await hub.pass_time(20, step=20)
+        assert len(await hub.all(PODS)) == 2
+        await hub.pass_time(60, step=60)
+        assert [p["metadata"]["name"] for p in await hub.all(PODS)] == ["other"]
+
+
+async def test_a_pod_that_is_deleted_is_left_to_its_node_where_there_is_one() -> None:
+    async with running() as hub:
+        await hub.node("edge")
+        hub.kubelet.cut_off = {"edge"}
+        await hub.create(PODS, pod("till", nodeName="edge"))
+        await hub.settle()
+        await hub.delete(PODS, "till")
+        await hub.pass_time(1000, step=500)
+        assert len(await hub.all(PODS)) == 1
+
+
 async def test_finished_pods_are_kept_up_to_a_bound_the_oldest_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hub.controllers.nodes.FINISHED_KEPT", 3)
     async with running() as hub:
@@ -315,6 +339,26 @@ async def test_events_go_an_hour_after_their_last_occurrence() -> None:
         await hub.pass_time(TTL_S / 2 + 10, step=TTL_S)
         assert [e["reason"] for e in await hub.all(EVENTS)] == ["Even"]
         await hub.pass_time(TTL_S, step=TTL_S)
+        assert await hub.all(EVENTS) == []
+
+
+@pytest.mark.parametrize("last", ["1970-01-01T00:00:07Z", "2099-01-01T00:00:00Z"])
+async def test_an_event_of_a_node_with_a_wrong_clock_is_kept_for_an_hour_and_no_longer(last: str) -> None:
+    async with running() as hub:
+        event: Object = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": "till.1", "namespace": "shop"},
+            "involvedObject": {"kind": "Pod", "namespace": "shop", "name": "till"},
+            "reason": "Odd",
+            "firstTimestamp": last,
+            "lastTimestamp": last,
+        }
+        await hub.create(EVENTS, event)
+        await hub.settle()
+        await hub.pass_time(TTL_S - 60, step=TTL_S)
+        assert len(await hub.all(EVENTS)) == 1
+        await hub.pass_time(120, step=TTL_S)
         assert await hub.all(EVENTS) == []
 
 
