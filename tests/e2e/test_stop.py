@@ -1,5 +1,6 @@
 """Orderly stops: SIGTERM ends hub and agent within 10 s also under load; workloads go on unless they are to stop too."""
 
+import random
 import signal
 import socket
 import ssl
@@ -82,9 +83,7 @@ def test_sigterm_ends_a_busy_hub_and_a_busy_agent_within_10_s_and_workloads_go_o
         process, hub.process = hub.process, None
         terminated_within_10_s(process, hub.log)
         stopped_with.append(len(load.acknowledged))
-        (hub.start())
-
-    import random
+        hub.start()
 
     load.run(stop_hub, 1, random.Random(7))
     assert 0 < stopped_with[0] < 40
