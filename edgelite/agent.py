@@ -38,7 +38,7 @@ CONFIG_DOCUMENT = "agent/config"
 SYNC_RETRY_S = 5.0
 HOUSEKEEPING_S = 10.0
 RENEW_CHECK_S = 60.0
-RENEW_RETRY_S = 3600.0
+RENEW_RETRY_S = 3600.0  # where not even the certificate can be read
 CLONE_SHOWN_S = 3600.0
 STOP_S = 2.0
 SKEW_SHOWN_S = 60.0
@@ -156,9 +156,11 @@ class Agent(Owner):
     def run_drain(self) -> int:
         """Without a connection: takes over what runs and stops it gracefully (`stop --workloads` with no agent)."""
         self._note_start()
+        # Before anything is recovered: what does not run is not started only to be stopped.
+        self._draining = True
+        self.loop.spawn(self._drain(), "drain")
         self.workloads.start()
         self._keeper = self.loop.spawn(self._keep(), "keeper")
-        self.drain()
         try:
             self.loop.run()
         finally:
@@ -474,7 +476,10 @@ class Agent(Owner):
                 self.set_condition("IdentityCloned", "False", "NoCloneSeen", "no clone was seen for an hour")
             self.report_node()
             self._renew_if_due()
-            yield Wait(-1, 0, self.loop.now() + HOUSEKEEPING_S)
+            until = self.loop.now() + HOUSEKEEPING_S
+            if self.link.live:
+                until = min(until, max(self._next_renewal, self.loop.now() + 1.0))
+            yield Wait(-1, 0, until)
 
     # Certificates
 
@@ -484,21 +489,30 @@ class Agent(Owner):
         if session is None or not self.link.live or now < self._next_renewal:
             return
         credentials = self.parts.credentials()
-        self._next_renewal = now + RENEW_CHECK_S
+        wall = self.host.wall()
+        retry_s = RENEW_RETRY_S
         try:
-            if credentials.renewal_due(self.data_dir, self.host.wall(), self._renewal_jitter):
-                self._next_renewal = now + RENEW_RETRY_S
-                self.log.info("asking for a new certificate")
-                self.link.perform(session.renew(credentials.begin_renewal(self.data_dir, self.host.entropy)))
+            left = credentials.renewal_time(self.data_dir, self._renewal_jitter) - wall
+            if left > 0:
+                # Not all of it at once: the clock may be set meanwhile.
+                self._next_renewal = now + min(left, RENEW_CHECK_S)
+                return
+            retry_s = credentials.renewal_retry_s(self.data_dir, wall)
+            self._next_renewal = now + retry_s
+            self.log.info("asking for a new certificate")
+            self.link.perform(session.renew(credentials.begin_renewal(self.data_dir, self.host.entropy)))
         except (credentials.EnrollError, OSError) as error:
-            self._next_renewal = now + RENEW_RETRY_S
-            self.log.error("the certificate could not be renewed, trying again in an hour: %s" % error)
+            self._next_renewal = now + retry_s
+            self.log.error(
+                "the certificate could not be renewed, trying again in %.0f s: %s" % (retry_s, error)
+            )
 
     def _install(self, action: "Renewed | Bundle") -> None:
         credentials = self.parts.credentials()
         try:
             if isinstance(action, Renewed):
                 credentials.install_renewed(self.data_dir, action.cert, action.bundle)
+                self._next_renewal = 0.0
                 self.log.info("the new certificate is installed")
             else:
                 credentials.install_bundle(self.data_dir, action.roots)

@@ -293,5 +293,12 @@ def _lost(error: OSError) -> ChannelError:
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return ChannelError("lost", "the hub closed the connection")
     if isinstance(error, ssl.SSLError):
-        return ChannelError("tls", "the hub ended the connection: %s" % _reason(error))
+        reason = _reason(error)
+        if "certificate" in reason or "unknown ca" in reason:
+            text = (
+                "the hub does not accept this node's certificate (%s): check this machine's clock and the hub's address, "
+                "or join anew with a new token"
+            )
+            return ChannelError("certificate", text % reason)
+        return ChannelError("tls", "the hub ended the connection: %s" % reason)
     return ChannelError("lost", "the connection broke: %s" % error)

@@ -103,6 +103,12 @@ def renewal_time(data_dir: str, jitter: float) -> float:
     return leaf.not_before + life_s * (0.45 + 0.1 * jitter)
 
 
+def renewal_retry_s(data_dir: str, now: float) -> float:
+    """Seconds until a renewal that was not answered is tried again: a tenth of what is left of the certificate, 1 s to
+    1 h. Raises EnrollError."""
+    return min(max((certificate(data_dir).not_after - now) / 10, 1.0), 3600.0)
+
+
 def renewal_due(data_dir: str, now: float, jitter: float) -> bool:
     """Whether `now` (unix seconds) is past `renewal_time`."""
     return now >= renewal_time(data_dir, jitter)

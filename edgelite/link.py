@@ -25,6 +25,7 @@ CONNECT_S = 20.0
 CLOSE_S = 2.0
 REDIRECTS_MAX = 2
 CLONE_RETRY_S = 300.0
+CLONE_RETRY_MIN_S = 1.0
 STREAM_ROOM_BYTES = 512 << 10
 
 
@@ -145,7 +146,7 @@ class Link:
         retry_s = closed.retry_s
         if closed.code == "clone":
             self.clone_at = self._loop.now()
-            retry_s = max(retry_s or 0.0, CLONE_RETRY_S)
+            retry_s = CLONE_RETRY_S if retry_s is None else max(retry_s, CLONE_RETRY_MIN_S)
         until: "float | None" = None
         if retry_s is None:
             self._log.error(
@@ -155,7 +156,10 @@ class Link:
             self._enter("refused", "%s: %s" % (closed.code, closed.message))
         else:
             chance = self._owner.chance()
-            delay = max(self._backoff.next(chance), retry_s * (1 + chance / 5))
+            delay = retry_s * (1 + chance / 5)
+            if closed.code != "clone":
+                # How long a clone has to be silent the hub reckons in the interval that it named: no longer one here.
+                delay = max(self._backoff.next(chance), delay)
             self._log.warning("not connected: %s" % closed.message, code=closed.code, retry_s=round(delay, 1))
             self._enter("waiting", "%s: %s" % (closed.code, closed.message))
             until = self._loop.now() + delay

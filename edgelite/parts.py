@@ -1,6 +1,8 @@
 """What the agent is made of on a real machine: which runtime, which workloads, whose credentials. Imported late and
 piece by piece, for every module costs resident memory."""
 
+import os
+
 from edgelite.config import Config, ConfigError
 
 TYPE_CHECKING = False
@@ -13,7 +15,11 @@ if TYPE_CHECKING:
     from edgelite.port import Host
     from edgelite.runtimes.base import Runtime, State
 
-ENGINE_SOCKETS = ("/run/podman/podman.sock", "/var/run/docker.sock")
+ENGINE_SOCKETS = (
+    "/run/podman/podman.sock",
+    "/var/run/docker.sock",
+    "/run/user/%d/podman/podman.sock" % (os.getuid() if hasattr(os, "getuid") else 0),
+)
 ENGINE_TIMEOUT_S = 2.0
 
 
@@ -36,7 +42,8 @@ class Parts:
         self._facts: "Any" = None
 
     def credentials(self) -> "Any":
-        """The module with client_context, renewal_due, begin_renewal, install_renewed, install_bundle, EnrollError."""
+        """The module with client_context, renewal_time, renewal_retry_s, begin_renewal, install_renewed, install_bundle
+        and EnrollError."""
         return _load("edgelite.credentials")
 
     def runtime_name(self) -> str:
@@ -67,7 +74,7 @@ class Parts:
             raise ConfigError(
                 "this edgelite has no container runtime (%s): set runtime to process" % error
             ) from error
-        made = container.create(self.config, self.engine_socket(), self.data_dir, boot_id, state)
+        made = container.create(self.config, self.engine_socket(), self.data_dir, boot_id, loop, state)
         return made  # noqa: RET504
 
     def workloads(

@@ -134,8 +134,9 @@ class Pod:
         self._touched = True
 
     def undesired(self, now: float) -> None:
-        """Its document is gone. Nobody waits to hear of it any more."""
-        self._end(UNDESIRED, self._document_grace(), now)
+        """Its document is gone. Nobody waits to hear of it any more. One that was being deleted already has been
+        deleted by force: its grace ends."""
+        self._end(UNDESIRED, GRACE_MIN_S if self.ending == DELETED else self._document_grace(), now)
 
     def drain(self, now: float) -> None:
         """Everything on the node is to be stopped; the pod stays desired."""

@@ -378,6 +378,8 @@ class Session:
             return
         fields = json.loads(body)
         refused = dict([(int(n), str(reason)) for n, reason in fields.get("refused") or []])
+        # What the hub has stored of ours it must still know when it speaks to us again (I9).
+        self._revision = max(self._revision, int(fields.get("r") or 0))
         done, writes = self._upstream.stored([int(n) for n in fields["n"]] + list(refused))
         self._writes.extend(writes)
         for kind, key, entry in done:

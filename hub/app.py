@@ -131,6 +131,9 @@ class Hub:
             port=port,
             advertise=self.config.advertise_edge or None,
             heartbeat_s=self.config.heartbeat_s,
+            node_ttl_s=self.config.node_certificate_s,
+            clone_retry_s=self.config.clone_backoff_s,
+            clone_quiet_s=5 * self.config.clone_backoff_s,
         )
 
     def _announce(self, ca: CertificateAuthority, api: tuple[str, int], edge: tuple[str, int]) -> None:

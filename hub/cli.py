@@ -13,6 +13,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parses and runs one command; returns the exit code."""
     try:
         import hub.commands as commands
+
+        parser = build_parser()
+        values = parser.parse_args(arguments)
+        run = getattr(values, "run", None)
+        if run is None:
+            parser.print_help(sys.stderr)
+            return USAGE
+        return commands.run(run, values)
     except ModuleNotFoundError as missing:
         print(
             f"cloudhub: the hub's packages are not installed ({missing.name} is missing); "
@@ -20,13 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return USAGE
-    parser = build_parser()
-    values = parser.parse_args(arguments)
-    run = getattr(values, "run", None)
-    if run is None:
-        parser.print_help(sys.stderr)
-        return USAGE
-    return commands.run(run, values)
 
 
 def build_parser() -> argparse.ArgumentParser:

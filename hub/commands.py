@@ -6,12 +6,9 @@ import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any
-
-import uvloop
+from typing import TYPE_CHECKING, Any
 
 from hub import kubeconfig
-from hub.app import Hub
 from hub.cli import USAGE, kubeconfig_path
 from hub.client import ApiClient, ClientError
 from hub.config import OPTIONS, ConfigError, default_data_dir, duration_s, load
@@ -19,6 +16,9 @@ from hub.objects import PREFIX
 from hub.store.base import StoreError
 from observability import logs
 from security.errors import SecurityError
+
+if TYPE_CHECKING:
+    from hub.app import Hub
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +48,17 @@ def run(name: str, values: argparse.Namespace) -> int:
 
 def serve(values: argparse.Namespace) -> int:
     config = load(values.config, {name: getattr(values, name) for name in OPTIONS})
+    # The whole hub takes most of a second to import; the other commands and wrong settings need none of it.
+    import uvloop
+
+    from hub.app import Hub
+
     logs.configure(config.log_level, config.log_format)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(Hub(config)))
 
 
-async def _serve(hub: Hub) -> int:
+async def _serve(hub: "Hub") -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -41,6 +41,12 @@ class HubConfig:
     """Slots of the fleet; counts at the first start only."""
     heartbeat: str = "30s"
     """Interval of every node's heartbeats, 1s to 10m: a dead link is known within three."""
+    clone_backoff: str = "1m"
+    """How long agents with one identity between them are sent away, 1s to 1h; without a sign of the other for five times
+    as long, the one that is left is served again."""
+    node_certificate: str = "14d"
+    """How long a node's certificate lasts, 10s to 365d; agents renew at half life. An agent that is off for longer has
+    to join anew. Minutes are for tests."""
     history: str = "10m"
     """How long changes can be watched from the past before they are compacted, 1m to 24h."""
     log_level: str = "info"
@@ -71,6 +77,8 @@ class HubConfig:
         if not 1 <= self.slots <= 65536:
             raise ConfigError(f"slots: {self.slots} is not between 1 and 65536")
         _between("heartbeat", self.heartbeat, 1.0, 600.0)
+        _between("clone_backoff", self.clone_backoff, 1.0, 3600.0)
+        _between("node_certificate", self.node_certificate, 10.0, 365 * 86400.0)
         _between("history", self.history, 60.0, 86400.0)
         _one_of("log_level", self.log_level, ("debug", "info", "warning", "error"))
         _one_of("log_format", self.log_format, ("auto", "json", "text"))
@@ -78,6 +86,14 @@ class HubConfig:
     @property
     def heartbeat_s(self) -> float:
         return duration_s(self.heartbeat, "heartbeat")
+
+    @property
+    def clone_backoff_s(self) -> float:
+        return duration_s(self.clone_backoff, "clone_backoff")
+
+    @property
+    def node_certificate_s(self) -> float:
+        return duration_s(self.node_certificate, "node_certificate")
 
     @property
     def history_s(self) -> float:

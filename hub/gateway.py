@@ -121,6 +121,7 @@ class Gateway:
             self.nodes.at_least,
             wall,
             lambda: self.jitter(2, 10),
+            self.config.node_ttl_s,
         )
         self.watch = NodeWatch(self)
         self.greeting = Greeting(self)
@@ -135,6 +136,8 @@ class Gateway:
         self._dirty: set[str] = set()
         self._pump_due = False
         self._answering: list[Peer] = []
+        self.stored_revision = 0
+        """The highest that STORED has named: informers may be behind it when its node comes back."""
         self._framing = Framing(self.config.partial_bytes_max)
         self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -407,6 +410,7 @@ class Gateway:
             self.close_peer(peer, no.code, no.message, no.retry_s, no.reason)
             return
         log.info("certificate of node %s renewed", peer.identity.node)
+        peer.renewed = True
         peer.conn.send(wire.message(wire.RENEWED, body))
 
     # -- changes from the store -----------------------------------------------------------------------------------
@@ -439,7 +443,10 @@ class Gateway:
         """Ends connections whose certificate has expired meanwhile, and those that send too much."""
         wall = self.wall()
         for peer in list(self._everyone.values()):
-            if peer.expires <= wall:
+            if peer.expires <= wall and peer.renewed:
+                text = "the certificate of this connection has expired; connect with the renewed one"
+                self.close_peer(peer, "resync", text, 0.0)
+            elif peer.expires <= wall:
                 self.close_peer(peer, "denied", "the certificate has expired; join anew with a token", 600.0)
             elif peer.messages > self.config.messages_max:
                 text = f"{peer.messages} messages in {AUDIT_S:.0f} s, at most {self.config.messages_max} are allowed"
@@ -485,6 +492,7 @@ class Gateway:
                 continue
             stored, refused, revision = answers
             revision = revision or self.desired.revision
+            self.stored_revision = max(self.stored_revision, revision)
             self.perform(peer, peer.session.stored(stored, revision, refused))
 
     def node_entry(self, name: str) -> Entry[NodeView] | None:

@@ -179,7 +179,7 @@ class Greeting:
             slot=peer.slot,
             claim=owned.claim,
             edge_record=edge.record if edge is not None else EMPTY_RECORD,
-            head=max(self._gateway.desired.revision, owned.fence.mod_revision),
+            head=max(self._gateway.desired.revision, self._gateway.stored_revision, owned.fence.mod_revision),
             unconfirmed=has_condition(entry, reports.UNCONFIRMED),
             parted=annotations.get(reports.PARTED),
             confirmed=annotations.get(reports.CONFIRMED),

@@ -22,7 +22,7 @@ from hub.objects import JOINTOKENS, NODES, PREFIX, partition_of_slot
 from hub.registry import Object, Registry
 from hub.reports import new_node
 from security import join
-from security.ca import BadRequest, CertificateAuthority, request_key_sha256
+from security.ca import NODE_TTL_S, BadRequest, CertificateAuthority, request_key_sha256
 from security.identity import NodeId, hub_dns_name
 from security.join import JoinRefused
 from shards.ring import slot_of
@@ -73,6 +73,7 @@ class Joining:
         reached: Callable[[int], Awaitable[None]],
         now: Callable[[], float] = time.time,
         retry_s: Callable[[], float] = lambda: random.uniform(2.0, 10.0),  # noqa: S311 - spreads load, no secret
+        node_ttl_s: float = NODE_TTL_S,
     ) -> None:
         self._registry = registry
         self._ca = ca
@@ -80,6 +81,7 @@ class Joining:
         self._reached = reached
         self._now = now
         self._retry_s = retry_s
+        self._node_ttl_s = node_ttl_s
         self._gate = asyncio.Semaphore(JOINS_AT_ONCE)
         self._waiting = 0
         self.granted = 0
@@ -92,7 +94,7 @@ class Joining:
     def renew(self, identity: NodeId, csr: str) -> bytes:
         """The body of RENEWED. Raises Refused."""
         try:
-            chain = self._ca.issue_node(csr, identity, self._now())
+            chain = self._ca.issue_node(csr, identity, self._now(), self._node_ttl_s)
         except BadRequest as bad:
             raise Refused("denied", "RequestInvalid", str(bad), None) from bad
         return orjson.dumps({"cert": chain, "bundle": self.roots()})
@@ -117,7 +119,7 @@ class Joining:
             token = join.parse_token(wanted.token)
             key = request_key_sha256(wanted.csr)
             identity = await self._redeem(token.id, token.secret, key, wanted)
-            chain = self._ca.issue_node(wanted.csr, identity, self._now())
+            chain = self._ca.issue_node(wanted.csr, identity, self._now(), self._node_ttl_s)
         except (msgspec.MsgspecError, UnicodeError) as malformed:
             raise Refused("protocol", "Malformed", f"JOIN is malformed: {malformed}", None) from malformed
         except BadRequest as bad:

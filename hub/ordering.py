@@ -59,7 +59,8 @@ class Ordering:
         if self.conflict_at is not None:
             if now - self.conflict_at < quiet_s:
                 return Verdict.CLONE
-            self.conflict_at, self.before, self.strikes = None, "", 0
+            # `before` stays: when the other one comes back after all, it is known at once.
+            self.conflict_at, self.strikes = None, 0
         return Verdict.LATE if late else Verdict.NEWEST
 
     def _sign_of_clone(self, inc: str, count: tuple[int, int]) -> bool:

@@ -8,6 +8,7 @@ from edgelite.session import SILENT_HEARTBEATS
 from hub.logstreams import LogStream
 from hub.session import Session
 from hub.transport import Connection, TransportLimits
+from security.ca import NODE_TTL_S
 from security.identity import NodeId
 
 AUDIT_S: Final = 10.0
@@ -21,6 +22,7 @@ class GatewayConfig:
     host, port: where to listen; port 0 picks a free one.
     advertise: the address that joining agents are told to use, None: the one that they used.
     heartbeat_s: interval of every node's heartbeats; three without a byte end a connection.
+    node_ttl_s: how long the certificates last that nodes get.
     window: unacknowledged documents per node. streams_max: open log streams per node.
     clone_retry_s: back-off of a cloned node; clone_quiet_s: without further signs for this long it counts as single.
     deleted_retry_s: how long a node whose Node was deleted is told to stay away.
@@ -33,6 +35,7 @@ class GatewayConfig:
     port: int = 8444
     advertise: str | None = None
     heartbeat_s: float = 30.0
+    node_ttl_s: float = NODE_TTL_S
     window: int = 64
     streams_max: int = 16
     clone_retry_s: float = 60.0
@@ -67,6 +70,7 @@ class Peer:
         "identity",
         "inc",
         "messages",
+        "renewed",
         "session",
         "slot",
         "streams",
@@ -82,6 +86,8 @@ class Peer:
         self.expires = expires
         self.inc = ""
         self.messages = 0
+        self.renewed = False
+        """Got a new certificate on this connection; the old one ends it all the same."""
         self.decoder: wire.Decoder | None = None
         self.streams: dict[int, LogStream] | None = None
         self.answers: tuple[list[int], list[tuple[int, str]], int] | None = None

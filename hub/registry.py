@@ -19,7 +19,7 @@ import orjson
 
 from hub import errors
 from hub.cache import with_revision
-from hub.objects import NODES, PODS, SHARED, Keys, Resource, partition_of_slot, split_object_key
+from hub.objects import NAMESPACES, NODES, PODS, SHARED, Keys, Resource, partition_of_slot, split_object_key
 from hub.store.base import (
     Ambiguous,
     Compacted,
@@ -196,9 +196,13 @@ class Registry:
             return partition_of_slot(slot_of(node_affinity(obj), self._slots))
         return SHARED
 
-    async def create(self, res: Resource, obj: Object, *, fence: Fence | None = None) -> Stored:
+    async def create(
+        self, res: Resource, obj: Object, *, fence: Fence | None = None, within: Stored | None = None
+    ) -> Stored:
         """Stores a new object; sets uid, creationTimestamp and generation where they are absent. A Pod that names a
-        node is created in that node's partition. Raises AlreadyExists, TooLarge."""
+        node is created in that node's partition. `within`: its namespace as it was read, which must not have changed
+        since, so that nothing is created in one that is being deleted. Raises AlreadyExists, TooLarge, Conflict (the
+        namespace changed)."""
         meta = obj["metadata"]
         meta.setdefault("uid", str(uuids.uuid4()))
         meta.setdefault("creationTimestamp", now_rfc3339())
@@ -211,10 +215,13 @@ class Registry:
         index_key = self.keys.name(res, namespace, name)
         key = self.keys.object(res, partition, namespace, name)
         index = msgspec.json.encode(NameRecord(partition, meta["uid"]))
-        result = await self._txn(
-            res, name, [Compare(index_key, 0)], [Put(index_key, index), Put(key, raw)], fence
-        )
+        compares = [Compare(index_key, 0)]
+        if within is not None:
+            compares.append(Compare(within.key, within.revision))
+        result = await self._txn(res, name, compares, [Put(index_key, index), Put(key, raw)], fence)
         if not result.succeeded:
+            if within is not None and result.current[-2] is None:
+                raise errors.Conflict(NAMESPACES.resource, namespace)
             raise errors.AlreadyExists(res.resource, name, group=res.group)
         return Stored(key, partition, result.revision, raw)
 

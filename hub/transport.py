@@ -379,6 +379,16 @@ class EdgePort:
         except ssl.SSLWantWriteError:
             self._epoll.modify(conn.fd, _WRITE)
             return
+        except ssl.SSLCertVerificationError as failure:
+            # The peer has said HELLO already under TLS 1.3: a close with that unread would reset the alert away, and it
+            # would not know that its certificate is the reason.
+            log.debug("certificate of %s refused: %s", conn.peername(), failure)
+            self.counters.close("handshake-failed")
+            conn.state = LINGER
+            conn.deadline = self._now() + LINGER_S
+            self._epoll.modify(conn.fd, _READ)
+            self._half_close(conn)
+            return
         except (OSError, ValueError) as failure:
             log.debug("handshake with %s failed: %s", conn.peername(), failure)
             self._drop(conn, "handshake-failed")

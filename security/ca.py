@@ -39,6 +39,7 @@ HUB_TTL_S = 24 * 3600
 NODE_TTL_S = 14 * 86400
 USER_TTL_S = 365 * 86400
 BACKDATE_S = 300  # peers whose clock is a little behind accept a fresh certificate
+BACKDATE_SHARE = 0.05  # of a short life at most, so that half life is not over when it is issued
 CSR_CHARS_MAX = 8192
 SANS_MAX = 64
 GROUPS_MAX = 32
@@ -170,6 +171,7 @@ class CertificateAuthority:
                 "the certificate authority has ended; replace ca.crt and ca.key and let all nodes join anew"
             )
         root = self._certificate
+        backdate_s = min(BACKDATE_S, BACKDATE_SHARE * ttl_s)
         identifier = root.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         certificate = (
             x509.CertificateBuilder()
@@ -177,7 +179,7 @@ class CertificateAuthority:
             .issuer_name(root.subject)
             .public_key(public)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(_time(max(now - BACKDATE_S, root.not_valid_before_utc.timestamp())))
+            .not_valid_before(_time(max(now - backdate_s, root.not_valid_before_utc.timestamp())))
             .not_valid_after(_time(min(now + ttl_s, self.not_after)))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(digital_signature=True), critical=True)

@@ -10,6 +10,7 @@ tests fail, they are not skipped: an agent without a tested container runtime is
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -106,11 +107,25 @@ class Podman:
         self.halt()
         self.run("rm", "--all", "--force", "--time", "0", "--volumes", check=False)
         self.run("umount", "--all", "--force", check=False)
+        self._end_monitors()
         for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
             path = line.split(" ")[1]
             if path.startswith(str(self.root) + "/"):
                 subprocess.run(["umount", "--lazy", path], check=False)
         shutil.rmtree(self.root)
+
+    def _end_monitors(self) -> None:
+        """Podman keeps a conmon of every exec for five minutes, and then cleans up in a directory that has gone by then."""
+        mark = str(self.root / "root").encode()
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                argv = (entry / "cmdline").read_bytes().split(b"\0")
+                if mark in argv:
+                    os.kill(int(entry.name), signal.SIGKILL)
+            except (FileNotFoundError, ProcessLookupError):
+                pass  # it has ended
 
 
 _shared: list[Podman] = []

@@ -37,10 +37,13 @@ START_S = 120.0
 STARTS_AT_ONCE = 4  # engines take turns inside anyway, and slow down when many wait
 
 
-def create(data_dir: str, config: "Any", host: "Any", loop: "Loop", state: "State") -> "ContainerRuntime":
-    """What the agent calls. config: the agent's own Config; its engine_socket is used, or else the first of the usual places."""
-    socket = config.engine_socket or find_socket()
-    return ContainerRuntime(loop, state, data_dir, host.boot_id(), Config(socket, config.allow_privileged))
+def create(
+    config: "Any", socket: str, data_dir: str, boot_id: str, loop: "Loop", state: "State"
+) -> "ContainerRuntime":
+    """What the agent calls. config: the agent's own Config; socket: where an engine answered, "" when none did: then the configured
+    one, or the first of the usual places that exists, is waited for."""
+    socket = socket or config.engine_socket or find_socket()
+    return ContainerRuntime(loop, state, data_dir, boot_id, Config(socket, config.allow_privileged))
 
 
 class ContainerRuntime(Runtime):
@@ -244,7 +247,7 @@ class ContainerRuntime(Runtime):
 
     def recover(self) -> "Generator[Wait, bool, list[Status]]":
         try:
-            listed = yield from self._containers.list()
+            listed = yield from self._containers.all()
             found: "list[tuple[Container, Described]]" = []
             for entry in listed:
                 described = yield from self._containers.inspect(str(entry.get("Id")))
@@ -350,7 +353,7 @@ class ContainerRuntime(Runtime):
 
     def remove(self, uid: str) -> "Generator[Wait, bool, None]":
         try:
-            listed = yield from self._containers.list(**{UID: uid})
+            listed = yield from self._containers.all(**{UID: uid})
             for entry in listed:
                 yield from self._containers.delete(str(entry.get("Id")))
         except (EngineDown, EngineRefused) as error:

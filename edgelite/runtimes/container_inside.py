@@ -63,6 +63,8 @@ def _exec(
     looks = 0
     while True:
         found = yield from engine.call("GET", path + "/json")
+        if not isinstance(found, dict):
+            raise BadAnswer("the engine's description of the exec makes no sense")
         if not found.get("Running"):
             return int(found.get("ExitCode") or 0), bytes(output)
         if data is None or clock() >= deadline:

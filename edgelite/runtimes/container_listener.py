@@ -118,7 +118,7 @@ class Listener:
 
     def _resync(self) -> "Generator[Wait, bool, None]":
         """Looks at everything that is not known to run. Raises EngineDown, EngineRefused."""
-        listed = yield from self._containers.list()
+        listed = yield from self._containers.all()
         running = {entry.get("Id") for entry in listed if entry.get("State") == "running"}
         for c in self._every():
             if c.status is None and c.id not in running:

@@ -223,7 +223,10 @@ class Engine:
         return Stream(sock, "%s %s" % (method, path))
 
     def _connect(self, deadline: float) -> "Generator[Wait, bool, socket.socket]":
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:  # out of descriptors
+            raise EngineDown("no socket for %s: %s" % (self.path, error), False) from error
         sock.setblocking(False)
         try:
             while True:

@@ -45,12 +45,14 @@ class Containers:
                 "the engine's description of %s makes no sense: %s" % (name, error), True
             ) from error
 
-    def list(self, **labels: str) -> "Generator[Wait, bool, list[dict[str, Any]]]":
+    def all(self, **labels: str) -> "Generator[Wait, bool, list[dict[str, Any]]]":
         """What the engine holds of this agent's. Raises EngineDown, EngineRefused."""
         wanted = ["%s=%s" % (OWNER, self.owner)] + ["%s=%s" % pair for pair in labels.items()]
         query = [("all", "1"), ("filters", filters(label=wanted))]
-        found: "list[dict[str, Any]] | None" = yield from self._engine.call("GET", "/containers/json", query)
-        return found or []
+        found: "list[dict[str, Any]]" = yield from self._engine.call("GET", "/containers/json", query)
+        if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+            raise EngineDown("the engine's list of containers makes no sense", True)
+        return found
 
     def delete(self, name: str) -> "Generator[Wait, bool, None]":
         """Removes a container with its anonymous volumes, running or not, and returns once it is gone."""

@@ -302,9 +302,11 @@ class ProcessRuntime(Runtime):
         """The processes of the workload, without the shim and its logger."""
         proc = self._host.proc
         if self._cgroups.tracking and c.boot == self._boot:
-            found = [process_proc.read(pid, proc) for pid in self._cgroups.pids(c.group)]
-            if c.work != NOBODY and process_proc.alive(c.work[0], c.work[1], proc):
-                found.append(process_proc.read(c.work[0], proc))
+            pids = list(self._cgroups.pids(c.group))
+            # Before it has joined its cgroup the workload is not in there; twice in the list, it would be told twice.
+            if c.work[0] not in pids and c.work != NOBODY and process_proc.alive(c.work[0], c.work[1], proc):
+                pids.append(c.work[0])
+            found = [process_proc.read(pid, proc) for pid in pids]
             return [p for p in found if p is not None and p.state not in "ZX"]
         if not snapshots:
             snapshots.append(Snapshot(proc))

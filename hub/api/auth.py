@@ -70,6 +70,23 @@ def authenticate(peercert: Mapping[str, Any] | None, now: float) -> User:
     return User(name, (*groups, AUTHENTICATED))
 
 
+def refuse_impersonation(headers: Mapping[str, str], user: User) -> None:
+    """Raises Forbidden for a request in somebody else's name (`kubectl --as`): to answer it in the asker's own would
+    give away, or do, what the other may not."""
+    for header, resource in (
+        ("Impersonate-User", "users"),
+        ("Impersonate-Group", "groups"),
+        ("Impersonate-Uid", "uids"),
+    ):
+        if header in headers:
+            raise errors.Forbidden(
+                resource,
+                headers[header][:256],
+                f'User "{user.name}" cannot impersonate resource "{resource}": this hub serves no impersonation; '
+                "leave --as, --as-group and --as-uid out",
+            )
+
+
 def authorize(user: User, wanted: Attributes) -> None:
     """Raises Forbidden, or Unauthorized for who did not say who they are."""
     if user.is_master or (wanted.verb == "get" and is_public(wanted.path)):

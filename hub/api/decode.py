@@ -26,6 +26,7 @@ DEPTH_MAX: Final = 200  # orjson refuses to write deeper than 254
 PROBLEMS_MAX: Final = 100
 JSON: Final = "application/json"
 YAML: Final = "application/yaml"
+PROTOBUF: Final = "application/vnd.kubernetes.protobuf"
 _RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d([.,]\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
@@ -151,13 +152,14 @@ def parse_yaml(data: bytes) -> Any:
 
 
 def parse_body(content_type: str, data: bytes) -> Any:
-    """The body as a plain value. An absent Content-Type is JSON. Raises BadRequest, UnsupportedMediaType."""
+    """A text body as a plain value (`protobuf.parse` reads the other form). An absent Content-Type is JSON. Raises
+    BadRequest, UnsupportedMediaType."""
     media = content_type.partition(";")[0].strip().lower()
     if media in ("", JSON):
         return parse_json(data)
     if media in (YAML, "application/x-yaml", "text/yaml"):
         return parse_yaml(data)
-    raise UnsupportedMediaType([JSON, YAML])
+    raise UnsupportedMediaType([JSON, YAML, PROTOBUF])
 
 
 def _check_depth(value: Any) -> None:

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import orjson
 
-from hub import errors
+from hub import errors, objects
+from hub.api import reviews, schema
 from hub.api.kinds import Kind, kinds
 from hub.api.negotiation import DISCOVERY_GROUP
 from hub.api.schema import KUBERNETES_MINOR, KUBERNETES_VERSION
@@ -32,6 +33,17 @@ _SUB_KINDS: Final = {
     "eviction": ("policy", "v1", "Eviction"),
     "binding": ("", "v1", "Binding"),
 }
+
+
+# Kinds that are asked, not stored.
+_REVIEWS: Final = tuple(
+    Kind(objects.Resource(r.group, r.version, r.plural, r.kind, r.namespaced, r.singular), r, ())
+    for r in schema.REVIEWS
+)
+
+
+def _verbs(kind: Kind) -> list[str]:
+    return reviews.VERBS if kind in _REVIEWS else VERBS
 
 
 def version_info(build: str) -> Object:
@@ -55,8 +67,8 @@ class Discovery:
 
     def __init__(self) -> None:
         by_version: dict[tuple[str, str], list[Kind]] = {}
-        for (group, version, _), kind in sorted(kinds().items()):
-            by_version.setdefault((group, version), []).append(kind)
+        for kind in (*(kind for _, kind in sorted(kinds().items())), *_REVIEWS):
+            by_version.setdefault((kind.res.group, kind.res.version), []).append(kind)
         groups: dict[str, list[str]] = {}
         for group, version in by_version:
             if group:
@@ -117,7 +129,7 @@ def _resource_list(group: str, version: str, served: list[Kind]) -> bytes:
             "singularName": res.singular,
             "namespaced": res.namespaced,
             "kind": res.kind,
-            "verbs": VERBS,
+            "verbs": _verbs(kind),
         }
         if res.short_names:
             entry["shortNames"] = list(res.short_names)
@@ -173,7 +185,7 @@ def _discovered(kind: Kind) -> Object:
         "responseKind": {"group": res.group, "version": res.version, "kind": res.kind},
         "scope": "Namespaced" if res.namespaced else "Cluster",
         "singularResource": res.singular,
-        "verbs": VERBS,
+        "verbs": _verbs(kind),
     }
     if res.short_names:
         entry["shortNames"] = list(res.short_names)

@@ -11,7 +11,8 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 
 from hub import errors
-from hub.api import decode, logs, schema, selection
+from hub.api import decode, logs, reviews, schema, selection
+from hub.api.auth import User
 from hub.api.kinds import Kind
 from hub.api.lists import Lister, ListOptions, Page, parse_options, revision_of
 from hub.api.negotiation import JSON, OBJECT, YAML, Representation, representation
@@ -384,6 +385,18 @@ class Handlers:
         except* errors.ApiError as failures:
             raise failures.exceptions[0] from None
         return [stored for task in running if (stored := task.result()) is not None]
+
+    async def review(
+        self, request: web.BaseRequest, review: schema.Resource, user: User
+    ) -> web.StreamResponse:
+        """A question of the user about itself. Raises MethodNotAllowed."""
+        if request.method != hdrs.METH_POST:
+            raise errors.MethodNotAllowed(review.plural, request.method.lower(), group=review.group)
+        value = await self._value(request)
+        found, warnings = reviews.answer(review, value, user, request.query.get("fieldValidation", ""))
+        response = self._document(request, found, warnings)
+        response.set_status(201)
+        return response
 
     # -- parts --------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from hub.api import patch, schema
-from hub.api.schema import BINDING, DELETE_OPTIONS, META, RESOURCES, SCALE, Resource
+from hub.api.kinds import kinds
+from hub.api.schema import BINDING, DELETE_OPTIONS, META, REVIEWS, SCALE, Resource
 
 STATUS: Final = META + "Status"
 PATCH_BODY: Final = META + "Patch"
@@ -104,9 +105,12 @@ def _gvk(resource: Resource) -> dict[str, str]:
 
 
 def operations() -> Iterator[Operation]:
-    """Every operation of every resource."""
-    for r in RESOURCES:
-        yield from _of_resource(r)
+    """Every operation of every resource that is served."""
+    for served in kinds().values():
+        yield from _of_resource(served.schema)
+    for r in REVIEWS:
+        path, kind = f"{root(r)}/{r.plural}", r.definition
+        yield Operation(path, "post", "post", r, _gvk(r), (*_WRITE, _PRETTY), kind, kind)
 
 
 def _of_resource(r: Resource) -> Iterator[Operation]:

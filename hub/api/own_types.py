@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from security.join import POOL_COUNT_MAX
+
 GROUP: Final = "cloudhub.dev"
 _META: Final = "#/$defs/io.k8s.apimachinery.pkg.apis.meta.v1."
 _PREFIX: Final = "dev.cloudhub.v1alpha1."
@@ -55,7 +57,8 @@ DEFINITIONS: Final[dict[str, dict[str, Any]]] = {
             "count": {
                 "type": "integer",
                 "format": "int32",
-                "description": "How many nodes of the pool may join: 1 to 100000. Only with pool, which requires it.",
+                "description": f"How many nodes of the pool may join: 1 to {POOL_COUNT_MAX}. Only with pool, which "
+                "requires it.",
             },
             "site": {
                 "type": "string",

@@ -10,13 +10,14 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from hub import errors
-from hub.api import decode
+from hub.api import decode, protobuf
 from hub.api.kinds import Kind, kinds
 
 BODY_BYTES_MAX: Final = 3 * 1024 * 1024
 """As in Kubernetes: what an etcd request may hold, twice."""
 _THREAD_BYTES_MIN: Final = 64 * 1024
-_YAML_THREAD_BYTES_MIN: Final = 4 * 1024
+_SLOW_BYTES_MIN: Final = 4 * 1024
+"""YAML and protobuf take some ten times as long per byte as JSON."""
 _SEGMENT_BYTES_MAX: Final = 512
 _TRUE: Final = ("1", "t", "T", "true", "TRUE", "True")
 _FALSE: Final = ("0", "f", "F", "false", "FALSE", "False", "")
@@ -146,16 +147,12 @@ async def read_body(request: web.BaseRequest, *, limit: int = BODY_BYTES_MAX) ->
 
 
 async def parse_body(content_type: str, body: bytes) -> Any:
-    """The body's value. What takes long to parse does not hold up the loop."""
-    if content_type.startswith("application/vnd.kubernetes.protobuf"):
-        # Typed Go clients since 1.32, `kubectl create configmap` among them, send protobuf unless told otherwise.
-        failure = errors.UnsupportedMediaType([decode.JSON, decode.YAML])
-        failure.message = (
-            "protobuf bodies are not served by this hub; Go clients: set ContentType application/json; kubectl "
-            f"create: add --dry-run=client -o yaml and pipe it to kubectl apply -f -. {failure.message}"
-        )
-        raise failure
-    is_yaml = "yaml" in content_type
-    if len(body) >= (_YAML_THREAD_BYTES_MIN if is_yaml else _THREAD_BYTES_MIN):
-        return await asyncio.to_thread(decode.parse_body, content_type, body)
-    return decode.parse_body(content_type, body)
+    """The body's value. What takes long to parse does not hold up the loop. Raises BadRequest, UnsupportedMediaType."""
+    media = content_type.partition(";")[0].strip().lower()
+    if media == decode.PROTOBUF:
+        if len(body) >= _SLOW_BYTES_MIN:
+            return await asyncio.to_thread(protobuf.parse, body)
+        return protobuf.parse(body)
+    if len(body) >= (_SLOW_BYTES_MIN if "yaml" in media else _THREAD_BYTES_MIN):
+        return await asyncio.to_thread(decode.parse_body, media, body)
+    return decode.parse_body(media, body)

@@ -102,6 +102,19 @@ RESOURCES: Final[tuple[Resource, ...]] = (
     Resource(own_types.GROUP, "v1alpha1", "jointokens", "JoinToken", "jointoken", False, _OWN + "JoinToken"),
 )
 
+
+def _review(group: str, kind: str) -> Resource:
+    definition = f"io.k8s.api.{group.partition('.')[0]}.v1.{kind}"
+    return Resource(group, "v1", kind.lower() + "s", kind, kind.lower(), False, definition)
+
+
+REVIEWS: Final[tuple[Resource, ...]] = (
+    _review("authentication.k8s.io", "SelfSubjectReview"),
+    _review("authorization.k8s.io", "SelfSubjectAccessReview"),
+    _review("authorization.k8s.io", "SelfSubjectRulesReview"),
+)
+"""Questions about the asker: created and answered, never stored."""
+
 BINDING: Final = _CORE + "Binding"
 DELETE_OPTIONS: Final = META + "DeleteOptions"
 SCALE: Final = "io.k8s.api.autoscaling.v1.Scale"
@@ -109,6 +122,7 @@ _EXTRA_ROOTS: Final = (
     BINDING,
     SCALE,
     DELETE_OPTIONS,
+    *(r.definition for r in REVIEWS),
     *(
         META + kind
         for kind in ("Status", "WatchEvent", "Patch", "APIGroup", "APIGroupList", "APIResourceList")
@@ -315,7 +329,7 @@ def _mend(schema: Any) -> Any:
 
 @functools.cache
 def _groups() -> frozenset[str]:
-    return frozenset(r.group for r in RESOURCES) | {"autoscaling"}
+    return frozenset(r.group for r in (*RESOURCES, *REVIEWS)) | {"autoscaling"}
 
 
 def published() -> dict[str, dict[str, Any]]:

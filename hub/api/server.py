@@ -18,7 +18,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from hub import errors
 from hub.api import openapi
-from hub.api.auth import Attributes, User, authenticate, authorize
+from hub.api.auth import Attributes, User, authenticate, authorize, refuse_impersonation
 from hub.api.discovery import Discovery, version_info
 from hub.api.handlers import Handlers, Timing, json_response, verb_of
 from hub.api.kinds import kinds
@@ -27,6 +27,7 @@ from hub.api.negotiation import JSON, discovery_version
 from hub.api.protocol import HttpServer
 from hub.api.rendering import encode
 from hub.api.requests import Target, flag, parse_target
+from hub.api.reviews import review_at
 from hub.api.watch import WatchCache
 from hub.api.writing import Mint, Writer
 from hub.informer import Informers
@@ -187,7 +188,13 @@ class ApiServer:
         code = CLIENT_GONE
         try:
             user = self._authenticate(request.get_extra_info("peercert"), time.time())
+            refuse_impersonation(request.headers, user)
             path = request.rel_url.raw_path
+            if (review := review_at(path)) is not None:
+                verb, resource = "create", review.qualified
+                response = await self._bounded(self._handlers.review(request, review, user))
+                code = response.status
+                return response
             target = parse_target(path) if path.startswith(("/api", "/apis")) else None
             if target is None:
                 authorize(user, Attributes(verb, path))

@@ -20,7 +20,7 @@ from hub.api.patch import apply_patch
 from hub.jointokens import RECORD, with_record
 from hub.registry import MUTATE_ATTEMPTS, Registry, Stored, now_rfc3339
 
-GENERATE_ATTEMPTS: Final = 8
+CREATE_ATTEMPTS: Final = 8
 APPLY_PATCH: Final = "application/apply-patch"
 _PATCH_THREAD_BYTES_MIN: Final = 64 * 1024
 _SYSTEM_META: Final = (
@@ -73,9 +73,8 @@ class Writer:
         _reset_for_create(kind, obj)
         generate = "" if meta.get("name") else meta.get("generateName", "")
         text = self._mint_into(obj) if kind.res == objects.JOINTOKENS else ""
-        if kind.res.namespaced:
-            await self._check_namespace(kind, namespace, meta.get("name") or generate)
-        for attempt in range(GENERATE_ATTEMPTS):
+        for attempt in range(CREATE_ATTEMPTS):
+            within = await self._live_namespace(kind, namespace, meta.get("name") or generate)
             if generate:
                 meta["name"] = validation.generated_name(generate, os.urandom(16))
             defaults.apply(kind.schema, obj)
@@ -85,16 +84,24 @@ class Writer:
                     raise errors.AlreadyExists(kind.res.resource, meta["name"], group=kind.res.group)
                 return Written(None, obj, warnings, created=True)
             try:
-                stored = await self._registry.create(kind.res, obj)
+                stored = await self._registry.create(kind.res, obj, within=within)
+            except errors.Conflict:  # the namespace changed: it may be going
+                if attempt + 1 == CREATE_ATTEMPTS:
+                    raise
+                continue
             except errors.AlreadyExists:
-                if not generate or attempt + 1 == GENERATE_ATTEMPTS:
+                if not generate or attempt + 1 == CREATE_ATTEMPTS:
                     raise
                 continue
             shown = _with_token(stored, text) if text else None
             return Written(stored, shown, warnings, created=True)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    async def _check_namespace(self, kind: Kind, namespace: str, name: str) -> None:
+    async def _live_namespace(self, kind: Kind, namespace: str, name: str) -> Stored | None:
+        """The namespace that the object goes into; None for a kind without. Raises NotFound, and Forbidden for one that
+        is being deleted."""
+        if not kind.res.namespaced:
+            return None
         found = await self._registry.find(objects.NAMESPACES, "", namespace)
         if found is None:
             raise errors.NotFound(objects.NAMESPACES.resource, namespace)
@@ -112,6 +119,7 @@ class Writer:
             }
             failure.details["causes"] = [cause]
             raise failure
+        return found
 
     def _mint_into(self, obj: Object) -> str:
         """Makes the token of a JoinToken; returns its text. The object gets the record, and the token's id as its name:

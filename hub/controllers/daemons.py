@@ -65,7 +65,7 @@ def template_of(ds: Object) -> Template:
     spec = {**template["spec"], "tolerations": tolerations(template["spec"])}
     collisions = (ds.get("status") or {}).get("collisionCount", 0)
     return Template(
-        demand_of(orjson.dumps({"spec": spec})),
+        demand_of(orjson.dumps({"metadata": template.get("metadata") or {}, "spec": spec})),
         spec.get("nodeName") or "",
         template_hash(bare_template(template), collisions),
     )
@@ -85,7 +85,7 @@ def fate(template: Template, node: NodeView) -> Fate:
     room = Room(name, True, node.metadata.labels or {}, taints)
     if template.node_name and template.node_name != name:
         return Fate(False, False)
-    if not template.demand.matches(room):
+    if not template.demand.matches(room) or not template.demand.suits(room):
         return Fate(False, False)
     held = template.demand.tolerations
     return Fate(

@@ -233,8 +233,11 @@ def _proportional(limits: Limits, active: Sequence[Replicas]) -> Scaling:
         part = _part(rs, limits, total, change - added)
         sizes[rs.name] = max(0, rs.wanted + part)
         added += sizes[rs.name] - rs.wanted
-    leftover = change - added
-    sizes[ordered[0].name] = max(0, sizes[ordered[0].name] + leftover)
+    left = change - added
+    for rs in ordered:  # the first takes all that is left to add, but can give no more than it has
+        part = max(left, -sizes[rs.name])
+        sizes[rs.name] += part
+        left -= part
     return {r.name: sizes[r.name] for r in active if sizes[r.name] != r.wanted}
 
 

@@ -2,7 +2,8 @@
 
 Job: the filters and scores of kube-scheduler that matter at the edge, with its words for what does not fit.
 Honoured: nodeSelector, required and preferred node affinity, taints and tolerations, unschedulable, host ports, requests
-against allocatable, the number of pods. What would have to be honoured and is not (UNSUPPORTED) keeps the pod pending
+against allocatable, the number of pods; and that the node has the runtime that the pod is for, since a node refuses
+others for good and a controller would then make one after the other. What would have to be honoured and is not (UNSUPPORTED) keeps the pod pending
 and is named in its condition, never ignored. Equal scores go to the node with fewer pods, then by name: the same
 table and pod always give the same node.
 """
@@ -14,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from hub.api.validation.pods import RUNTIME_LABEL
 from hub.controllers.capacity import PODS_MAX_DEFAULT, Amounts, Capacity, Load, Room, load_of
 from hub.objects import Taint
 
@@ -22,6 +24,8 @@ Expression = tuple[str, str, tuple[str, ...]]
 """(key, operator, values)"""
 
 UNSCHEDULABLE = Taint("node.kubernetes.io/unschedulable", "", "NoSchedule")
+PROCESS, CONTAINER = "process", "container"
+"""Runtimes, as nodes name theirs in RUNTIME_LABEL and pods theirs; a pod without the label is for a container runtime."""
 WEIGHT_TAINTS, WEIGHT_AFFINITY, WEIGHT_FIT = 3, 2, 1
 SCORE_MAX = 100
 
@@ -102,6 +106,11 @@ class Demand:
     preferred: tuple[tuple[int, Term], ...] = ()
     tolerations: tuple[Object, ...] = ()
     unsupported: tuple[str, ...] = ()
+    runtime: str = CONTAINER
+
+    def suits(self, room: Room) -> bool:
+        """The node's runtime is the pod's; a node that does not say which it has may have any."""
+        return room.labels.get(RUNTIME_LABEL, self.runtime) == self.runtime
 
     def matches(self, room: Room) -> bool:
         """nodeSelector and required node affinity."""
@@ -122,7 +131,9 @@ class Demand:
 
 def demand_of(raw: bytes) -> Demand:
     """From a Pod's JSON."""
-    spec = orjson.loads(raw)["spec"]
+    pod = orjson.loads(raw)
+    spec = pod["spec"]
+    labels = (pod.get("metadata") or {}).get("labels") or {}
     affinity = (spec.get("affinity") or {}).get("nodeAffinity") or {}
     required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution")
     return Demand(
@@ -135,6 +146,7 @@ def demand_of(raw: bytes) -> Demand:
         ),
         tuple(spec.get("tolerations") or ()),
         tuple(_unsupported(spec)),
+        PROCESS if labels.get(RUNTIME_LABEL) == PROCESS else CONTAINER,
     )
 
 
@@ -167,6 +179,8 @@ def refusals(demand: Demand, room: Room) -> tuple[str, ...]:
         return (f"node(s) had untolerated taint {{{taint.key}: {taint.value}}}",)
     if not demand.matches(room):
         return ("node(s) didn't match Pod's node affinity/selector",)
+    if not demand.suits(room):
+        return (f"node(s) had no {demand.runtime} runtime",)
     if demand.load.ports and room.port_conflict(demand.load.ports):
         return ("node(s) didn't have free ports for the requested pod ports",)
     return tuple(_insufficient(demand.load.requests, room))

@@ -10,6 +10,7 @@ answers every waiter with Unavailable and changes nothing in memory.
 
 import asyncio
 import fcntl
+import logging
 import os
 import queue
 import sqlite3
@@ -38,6 +39,8 @@ from hub.store.base import (
     check_txn,
 )
 from hub.store.watchers import Watchers, select
+
+log = logging.getLogger(__name__)
 
 GROUP_MAX = 256
 """Transactions of one group commit."""
@@ -120,6 +123,7 @@ class SqliteStore:
         self._revision, self._oldest = _read_bounds(reader)
         self._closed = False
         self._pages_max = 0
+        self._failing = False
         self.commits = 0
         """Group commits so far."""
         self._thread = threading.Thread(target=self._write_loop, name="sqlite writer", daemon=True)
@@ -278,16 +282,26 @@ class SqliteStore:
             committing = True
             connection.execute("COMMIT")
         except sqlite3.Error as failure:
-            certain = _roll_back(connection)
+            # In WAL mode the mark of a commit is written last: where there was no room, there is none.
+            full = getattr(failure, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+            certain = _roll_back(connection) or full
             answer: StoreError
             if certain or not committing:
                 answer = Unavailable(
                     f"nothing was written: {failure} ({self._path}); free some space and retry"
                 )
             else:
-                answer = Ambiguous(f"the commit's outcome is unknown: {failure} ({self._path})")
+                answer = Ambiguous(
+                    f"the commit's outcome is unknown: {failure} ({self._path}); read before trying again"
+                )
+            if not self._failing:
+                self._failing = True
+                log.error("writes fail: %s", answer)
             self._answer(group, revision, answer)
             return revision
+        if self._failing:
+            self._failing = False
+            log.info("writes succeed again")
         self.commits += 1
         self._answer(group, reached, None)
         return reached
@@ -338,6 +352,7 @@ def _connect(path: str) -> sqlite3.Connection:
 
 
 def _open_identity(connection: sqlite3.Connection, slots: int) -> StoreIdentity:
+    _check_format(connection)
     connection.executescript(_SCHEMA)
     connection.execute("BEGIN IMMEDIATE")
     meta = dict(connection.execute("SELECT name, value FROM meta"))
@@ -350,11 +365,18 @@ def _open_identity(connection: sqlite3.Connection, slots: int) -> StoreIdentity:
         }
         connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
     connection.execute("COMMIT")
-    if int(meta["format"]) > FORMAT_VERSION:
-        raise FormatUnknown(
-            f"the data has format {meta['format']}, this hub knows up to {FORMAT_VERSION}: start a newer hub on it"
-        )
     return StoreIdentity(meta["uuid"], int(meta["generation"]), int(meta["format"]), int(meta["slots"]))
+
+
+def _check_format(connection: sqlite3.Connection) -> None:
+    """Raises FormatUnknown, before anything of ours is written into what a newer hub has made."""
+    if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone() is None:
+        return
+    row = connection.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()
+    if row is not None and int(row[0]) > FORMAT_VERSION:
+        raise FormatUnknown(
+            f"the data has format {row[0]}, this hub knows up to {FORMAT_VERSION}: start a newer hub on it"
+        )
 
 
 def _read_bounds(connection: sqlite3.Connection) -> tuple[int, int]:

@@ -19,8 +19,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import psutil
@@ -214,6 +215,8 @@ class Agent:
     def __init__(self, name: str, data_dir: Path) -> None:
         self.name = name
         self.data_dir = data_dir
+        self.prefix: list[str] = []
+        """A command that the agent is started through, and replaces."""
         self.process: subprocess.Popen[bytes] | None = None
         self.log_path = data_dir.parent / f"{data_dir.name}.log"
         self.boot_id_file = data_dir.parent / f"{data_dir.name}.boot"
@@ -221,8 +224,9 @@ class Agent:
 
     def join(self, edge: str, token: str, *options: str) -> "Agent":
         """`edgelite join`, which becomes the agent."""
+        runtime = [] if "--runtime" in options else ["--runtime", "process"]
         return self._spawn(
-            "join", "--hub", edge, "--token", token, "--runtime", "process",
+            "join", "--hub", edge, "--token", token, *runtime,
             "--boot-id-file", str(self.boot_id_file), *options,
         )  # fmt: skip
 
@@ -231,7 +235,8 @@ class Agent:
 
     def _spawn(self, command: str, *options: str) -> "Agent":
         assert self.process is None
-        argv = [sys.executable, "-m", "edgelite", command, "--data-dir", str(self.data_dir), *options]
+        argv = [*self.prefix, sys.executable, "-m", "edgelite", command]
+        argv += ["--data-dir", str(self.data_dir), *options]
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
                 argv, cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
@@ -380,13 +385,18 @@ class Cluster:
         wait_for(gone, f"pod {name} is gone", timeout_s)
 
     def kubectl(
-        self, *arguments: str, stdin: str | None = None, code: int | None = 0, path: str | None = None
+        self,
+        *arguments: str,
+        stdin: str | None = None,
+        code: int | None = 0,
+        path: str | None = None,
+        env: Mapping[str, str] = MappingProxyType({}),
     ) -> str:
         """Runs kubectl as the administrator; stdout, and stderr behind it."""
         done = subprocess.run(
             [path or self.kubectl_path, "--kubeconfig", self.main.kubeconfig, *arguments],
             input=stdin, capture_output=True, text=True, timeout=120,
-            env={**os.environ, "HOME": str(self.root), "KUBECONFIG": ""},
+            env={**os.environ, "HOME": str(self.root), "KUBECONFIG": "", **env},
         )  # fmt: skip
         if code is not None:
             assert done.returncode == code, (

@@ -5,9 +5,12 @@ now is read from /proc, so is what nobody wanted.
 """
 
 import collections
+import json
 import os
 import random
+import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +95,21 @@ def revive(hub: Hub) -> None:
     hub.start()
 
 
+def reconnect(agents: list[Agent]) -> None:
+    """SIGHUP: nobody waits for the end of a back-off that many restarts of the hub have made long."""
+    for agent in agents:
+        process = agent.process
+        assert process is not None
+        status = agent.data_dir / "status.json"  # its pid: by now the agent handles signals
+        wait_for(
+            lambda: json.loads(status.read_bytes())["pid"] == process.pid,  # noqa: B023
+            f"{agent.name} is up",
+            SETTLE_S,
+            lambda: agent.log()[-2000:],  # noqa: B023
+        )
+        process.send_signal(signal.SIGHUP)
+
+
 def check_exactly_once(cluster: Cluster, starts: Starts, acknowledged: dict[str, Any]) -> None:
     """Every acknowledged pod is Running and has started once; nothing else runs, and nothing was lost."""
     uids = {answer["metadata"]["uid"] for answer in acknowledged.values()}
@@ -135,35 +153,74 @@ def check_nothing_left(cluster: Cluster, starts: Starts, agents: list[Agent], ui
     assert begun(starts) == collections.Counter(uids)
 
 
-def test_500_pods_over_20_agents_run_exactly_once_though_the_hub_is_killed_ten_times(
-    cluster: Cluster, starts: Starts
+class Pace:
+    """Prints the seed that a failed run can be repeated with, and how long each part took."""
+
+    def __init__(self) -> None:
+        seed = random.randrange(1 << 32)
+        print(f"seed {seed}")
+        self.rng = random.Random(seed)
+        self._began = time.monotonic()
+
+    def lap(self, what: str) -> None:
+        print(f"{time.monotonic() - self._began:6.1f} s: {what}", flush=True)
+
+
+def create_and_delete(
+    cluster: Cluster,
+    starts: Starts,
+    agents: list[Agent],
+    count: int,
+    times: int,
+    disturb: Callable[[], None],
+    pace: Pace,
 ) -> None:
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    rng = random.Random(seed)
-    began = time.monotonic()
-
-    def lap(what: str) -> None:
-        print(f"{time.monotonic() - began:6.1f} s: {what}", flush=True)
-
-    hub = cluster.hub()
-    agents = fleet(cluster, 20)
-    lap("20 agents are Ready")
+    """`count` pods are created and then deleted while `disturb` happens `times` times each."""
+    rng = pace.rng
     pods = {}
-    for number in range(500):
+    for number in range(count):
         node = rng.choice(agents).name if rng.random() < 0.3 else None
         pods[f"p{number}"] = noted(starts, f"p{number}", node)
-    create = Load(hub, ((name, "POST", PODS, pod) for name, pod in pods.items()))
-    created = create.run(lambda: revive(hub), 5, rng)
-    lap("500 pods are acknowledged")
+    create = Load(cluster.main, ((name, "POST", PODS, pod) for name, pod in pods.items()))
+    created = create.run(disturb, times, rng)
+    pace.lap(f"{count} pods are acknowledged")
+    reconnect(agents)
     check_exactly_once(cluster, starts, created)
-    lap("they run, once each")
-    uids = {answer["metadata"]["uid"] for answer in created.values()}
+    pace.lap("they run, once each")
 
     names = list(pods)
     rng.shuffle(names)
-    delete = Load(hub, ((name, "DELETE", f"{PODS}/{name}", None) for name in names))
-    delete.run(lambda: revive(hub), 5, rng)
-    lap("500 deletions are acknowledged")
+    delete = Load(cluster.main, ((name, "DELETE", f"{PODS}/{name}", None) for name in names))
+    delete.run(disturb, times, rng)
+    pace.lap(f"{count} deletions are acknowledged")
+    reconnect(agents)
+    uids = {answer["metadata"]["uid"] for answer in created.values()}
     check_nothing_left(cluster, starts, agents, uids)
-    lap("nothing is left")
+    pace.lap("nothing is left")
+
+
+def test_500_pods_over_20_agents_run_exactly_once_though_the_hub_is_killed_ten_times(
+    cluster: Cluster, starts: Starts
+) -> None:
+    pace = Pace()
+    hub = cluster.hub()
+    agents = fleet(cluster, 20)
+    pace.lap("20 agents are Ready")
+    create_and_delete(cluster, starts, agents, 500, 5, lambda: revive(hub), pace)
+
+
+def test_pods_run_exactly_once_though_hub_and_agents_are_killed_in_turns(
+    cluster: Cluster, starts: Starts
+) -> None:
+    pace = Pace()
+    hub = cluster.hub()
+    agents = fleet(cluster, 3)
+
+    def disturb() -> None:
+        victim = pace.rng.choice(agents)
+        victim.kill9()
+        if pace.rng.random() < 0.5:
+            revive(hub)
+        victim.run()
+
+    create_and_delete(cluster, starts, agents, 60, 8, disturb, pace)

@@ -40,6 +40,16 @@ def take_over(cluster: Cluster, data_dir: Path) -> Hub:
     return hub.start()
 
 
+def kill_pod(agent: Agent) -> None:
+    """kill -9 of what the agent's only pod runs, not of its shim."""
+    (main,) = [p for p in agent.workloads() if p.cmdline()[:1] == ["sleep"]]
+    main.kill()
+
+
+def restarts(cluster: Cluster, pod: str) -> int:
+    return int(cluster.pod(pod)["status"]["containerStatuses"][0]["restartCount"])
+
+
 def copy_ca(hub: Hub, data_dir: Path) -> None:
     """What somebody saves who has lost everything else."""
     (data_dir / "ca").mkdir(parents=True, mode=0o700)
@@ -175,11 +185,16 @@ def test_a_hub_on_an_older_copy_takes_nothing_away_before_it_is_confirmed(
         cluster.wait_running(f"first-{agent.name}")
     first = {agent.name: processes(agent) for agent in agents}
     copy(cluster.main, tmp_path / "copy")
+    # After the copy, n1 gets another pod; n2 only reports something new.
+    n1, n2 = agents
     for agent in agents:
         connect_now(agent)
-        apply(cluster.main, f"second-{agent.name}", agent.name)
-    for agent in agents:
-        cluster.wait_running(f"second-{agent.name}", 60)
+    apply(cluster.main, "second-n1", "n1")
+    kill_pod(n2)
+    cluster.wait_running("second-n1", 60)
+    wait_for(lambda: restarts(cluster, "first-n2") == 1, "the restart is stored", 60)
+    cluster.wait_running("first-n2")
+    first["n2"] = processes(n2)
     both = {agent.name: processes(agent) for agent in agents}
     cluster.main.stop()
 
@@ -208,10 +223,12 @@ def test_a_hub_on_an_older_copy_takes_nothing_away_before_it_is_confirmed(
         cluster.wait_running(f"first-{agent.name}", 60)
         wait_confirmed(cluster, agent)
         assert still_run(agent, first[agent.name])
-        second = {pid: at for pid, at in both[agent.name].items() if pid not in first[agent.name]}
-        wait_for(lambda agent=agent, second=second: not still_run(agent, second), "the unwanted one ends")
         names = sorted(key.split("/")[2] for key in documents_of(agent))
         assert names == [f"first-{agent.name}", f"third-{agent.name}"]
+    second = {pid: at for pid, at in both["n1"].items() if pid not in first["n1"]}
+    wait_for(lambda: not still_run(n1, second), "the unwanted one ends")
+    # All status has been reported anew: also what the original had acknowledged.
+    wait_for(lambda: restarts(cluster, "first-n2") == 1, "the copy learns of the restart")
     restart_needs_no_confirmation(cluster, agents)
 
 

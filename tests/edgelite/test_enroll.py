@@ -429,6 +429,12 @@ def test_renewal_is_due_around_half_life_spread_by_jitter(joined: str) -> None:
     assert enroll.renewal_due(joined, leaf.not_after + 1, 0.99)
 
 
+def test_a_renewal_without_an_answer_is_tried_again_sooner_the_less_time_is_left(joined: str) -> None:
+    ends = credentials.certificate(joined).not_after
+    waits = [credentials.renewal_retry_s(joined, ends - left) for left in (7 * 86400, 600, 5, -100)]
+    assert waits == [3600.0, 60.0, 1.0, 1.0]
+
+
 def renewed(hub: FakeHub, csr: str, node: str = "till-1") -> str:
     return hub.ca.issue_node(csr, NodeId(TD, "default", node, node), time.time())
 

@@ -330,6 +330,16 @@ def test_a_shorter_grace_overtakes_a_stop_that_is_under_way():
     assert [a.grace_s for a in b.actions if isinstance(a, Stop)] == [2.0]
 
 
+def test_a_deletion_by_force_ends_the_grace_of_a_pod_that_is_being_deleted():
+    b = Bench(document())
+    b.runs()
+    b.pod.update(document(delete=3600), b.now)
+    b.step(1)
+    b.pod.undesired(b.now)
+    b.step(1)
+    assert [a.grace_s for a in b.actions if isinstance(a, Stop)] == [2.0]
+
+
 def test_an_undesired_pod_is_removed_without_a_word():
     b = Bench(document())
     b.runs()

@@ -391,6 +391,16 @@ def test_a_report_is_sent_once_it_is_durable_and_again_after_every_reconnect_unt
     assert len(last.upstream) == 0
 
 
+def test_what_the_hub_has_stored_counts_among_the_revisions_seen():
+    """Else a hub on an older copy of its data could pass for one that knows of the report."""
+    edge = Edge().live()
+    edge.report("pod", "pod/a/b/u", {"phase": "Running"})
+    edge.tick(0)
+    edge.get(wire.STORED, {"n": [1], "r": 50, "refused": []})
+    ((kind, hello),) = edge.restart().connect()
+    assert (kind, hello["rev"]) == (wire.HELLO, 50)
+
+
 def test_a_number_is_never_used_twice():
     edge = Edge().live()
     edge.report("pod", "a", {})

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from edgelite import wire
-from hub.objects import CONFIGMAPS, EVENTS, NODES, PODS
+from hub.objects import CONFIGMAPS, EVENTS, NODES, PODS, SECRETS
 from hub.registry import Object
 from hub.store.memory import MemoryStore
 from tests.hub.edge_pki import Pki
@@ -117,6 +117,19 @@ async def test_a_restarted_hub_on_the_same_store_matches_and_restarts_nothing(pk
         again.boot = 2
         assert (await h.connect(again))["sync"] == "match"
         assert again.sets == 0
+
+
+async def test_a_node_that_knows_of_the_newest_write_is_no_stranger(pki: Pki) -> None:
+    """STORED names revisions that the informers of documents have not reached yet."""
+    async with hub(pki) as h:
+        edge = await h.enrol("edge-1")
+        await h.connect(edge)
+        n = edge.report("event", "node", {"reason": "Test", "message": "hello"})
+        await until(lambda: n in edge.stored)
+        assert edge.revision > 0
+        for res in (PODS, CONFIGMAPS, SECRETS):
+            h.informers.of(res).revision = 0  # as if they were behind
+        assert (await h.connect(edge))["sync"] == "match"
 
 
 async def test_histories_that_parted_wait_for_an_operator_and_converge_once_confirmed(pki: Pki) -> None:
@@ -552,6 +565,23 @@ async def test_an_expired_certificate_ends_a_connection_that_stays_open(pki: Pki
         h.gateway._audit()
         await until(lambda: edge.goaway is not None)
         assert edge.goaway is not None and "expired" in edge.goaway["message"]
+
+
+async def test_whoever_has_renewed_is_told_to_come_back_with_the_new_certificate(pki: Pki) -> None:
+    async with hub(pki, node_ttl_s=600.0) as h:
+        edge = await h.enrol("edge-1")
+        await h.connect(edge)
+        edge.send(wire.RENEW, {"csr": pki.csr_pem})
+        edge.ping()
+        await until(lambda: edge.pongs == 1)
+        h.gateway._audit()
+        assert edge.goaway is None
+        wall = h.gateway.wall
+        h.gateway.wall = lambda: wall() + 15 * 86400
+        h.gateway._audit()
+        await until(lambda: edge.goaway is not None)
+        assert edge.goaway is not None
+        assert (edge.goaway["code"], edge.goaway["retry_s"]) == ("resync", 0.0)
 
 
 async def test_five_hundred_pods_for_twenty_nodes_all_come_back_running(pki: Pki) -> None:

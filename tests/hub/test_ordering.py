@@ -67,3 +67,12 @@ def test_clones_are_refused_until_one_has_been_silent_for_long_enough() -> None:
     assert say(order, "b", 1, 21, now + 5 + QUIET_S) is Verdict.NEWEST
     assert not order.cloned
     assert say(order, "b", 1, 22, now + 6 + QUIET_S) is Verdict.NEWEST
+
+
+def test_a_clone_that_comes_back_later_is_known_at_once() -> None:
+    order = Ordering()
+    say(order, "a", 1, 1)
+    say(order, "b", 1, 1)
+    assert say(order, "a", 1, 2) is Verdict.CLONE
+    assert say(order, "a", 1, 3, QUIET_S) is Verdict.NEWEST
+    assert say(order, "b", 1, 2, 10 * QUIET_S) is Verdict.CLONE

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from hub import errors
-from hub.objects import CONFIGMAPS, NODES, PODS, Keys, partition_of_slot
+from hub.objects import CONFIGMAPS, NAMESPACES, NODES, PODS, Keys, partition_of_slot
 from hub.registry import BATCH_OBJECTS_MAX, Change, FenceLost, Object, Registry
 from hub.store.base import Put, Unavailable
 from hub.store.memory import MemoryStore
@@ -44,6 +44,20 @@ async def test_a_name_is_taken_only_once_wherever_the_object_lies(registry: Regi
     with pytest.raises(errors.AlreadyExists, match='pods "a" already exists'):
         await registry.create(PODS, pod("a", node="n"))
     await registry.create(CONFIGMAPS, configmap("a", namespace="other"))
+
+
+async def test_nothing_is_created_in_a_namespace_that_changed_since_it_was_read(registry: Registry) -> None:
+    read = await registry.create(NAMESPACES, {"metadata": {"name": "d"}})
+    await registry.create(CONFIGMAPS, configmap("a"), within=read)
+    now = await registry.replace(NAMESPACES, read, {"metadata": {"name": "d", "deletionTimestamp": "now"}})
+    with pytest.raises(errors.Conflict, match='namespaces "d"'):
+        await registry.create(CONFIGMAPS, configmap("b"), within=read)
+    with pytest.raises(errors.AlreadyExists):
+        await registry.create(CONFIGMAPS, configmap("a"), within=read)
+    await registry.remove(NAMESPACES, now)
+    with pytest.raises(errors.Conflict):
+        await registry.create(CONFIGMAPS, configmap("b"), within=now)
+    assert await registry.find(CONFIGMAPS, "d", "b") is None
 
 
 async def test_a_write_over_another_state_than_was_read_is_a_conflict(registry: Registry) -> None:

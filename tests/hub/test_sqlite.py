@@ -8,10 +8,12 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hub.store.base import Compare, FormatUnknown, Put, Unavailable
+from hub.store import sqlite
+from hub.store.base import Ambiguous, Compare, FormatUnknown, Put, Unavailable
 from hub.store.sqlite import DirectoryLocked, SqliteStore
 
 
@@ -59,8 +61,14 @@ async def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     connection.execute("UPDATE meta SET value = '2' WHERE name = 'format'")
     connection.commit()
     connection.close()
+    # Of the tables that a newer hub has, it makes none anew.
+    connection = sqlite3.connect(tmp_path / "store.db")
+    connection.execute("DROP TABLE kv")
+    connection.commit()
     with pytest.raises(FormatUnknown, match="format 2"):
         await SqliteStore.open(str(tmp_path))
+    assert connection.execute("SELECT name FROM sqlite_master WHERE name = 'kv'").fetchall() == []
+    connection.close()
 
 
 async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
@@ -123,6 +131,62 @@ async def test_a_full_disk_acknowledges_nothing_and_recovers(tmp_path: Path) -> 
     store.limit_pages(1 << 30)
     result = await store.txn([Compare("/after", 0)], [Put("/after", b"1")])
     assert result.succeeded and result.revision == head + 1
+    await store.close()
+
+
+class _FailingCommit:
+    """A connection whose next COMMIT fails as SQLite does it: rolled back by itself, with an error code."""
+
+    def __init__(self, connection: sqlite3.Connection, code: int) -> None:
+        self._connection = connection
+        self.code = code
+
+    @property
+    def in_transaction(self) -> bool:
+        return self._connection.in_transaction
+
+    def execute(self, sql: str, *arguments: Any) -> sqlite3.Cursor:
+        if sql != "COMMIT" or not self.code:
+            return self._connection.execute(sql, *arguments)
+        self._connection.execute("ROLLBACK")
+        failure = sqlite3.OperationalError("a failure")
+        failure.sqlite_errorcode, self.code = self.code, 0
+        raise failure
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "expected", "message"),
+    [
+        (sqlite3.SQLITE_FULL, Unavailable, "nothing was written"),
+        (sqlite3.SQLITE_IOERR_FSYNC, Ambiguous, "outcome is unknown"),
+    ],
+)
+async def test_a_commit_without_room_wrote_nothing_and_one_that_was_not_synced_may_have(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    code: int,
+    expected: type[Exception],
+    message: str,
+) -> None:
+    made: list[sqlite3.Connection] = []
+    connect = sqlite._connect
+
+    def second_fails(path: str) -> Any:  # the first is the reader, the second the writer
+        made.append(connect(path))
+        return made[-1] if len(made) == 1 else _FailingCommit(made[-1], code)
+
+    monkeypatch.setattr(sqlite, "_connect", second_fails)
+    caplog.set_level("INFO")
+    store = await SqliteStore.open(str(tmp_path))
+    with pytest.raises(expected, match=message):
+        await store.txn([], [Put("/a", b"1")])
+    assert await store.get("/a") is None
+    assert (await store.txn([Compare("/a", 0)], [Put("/a", b"2")])).succeeded
+    assert [r.message.partition(":")[0] for r in caplog.records] == ["writes fail", "writes succeed again"]
     await store.close()
 
 

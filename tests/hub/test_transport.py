@@ -129,6 +129,28 @@ async def test_a_certificate_of_another_authority_is_refused(pki: Pki, tmp_path:
         assert on.echo.open == [] and on.port.counters.handshakes == 0
 
 
+async def test_the_alert_about_a_certificate_reaches_a_peer_that_is_writing(pki: Pki, tmp_path: Any) -> None:
+    stranger = Pki(str(tmp_path))
+    context = stranger.client("edge-1")
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+
+    def dial(address: tuple[str, int]) -> str:
+        with socket.create_connection(address, timeout=10) as raw:
+            with context.wrap_socket(raw, server_hostname=HUB_NAME) as sock:
+                sock.sendall(b"x" * 5000)  # a close with this unread would be a reset
+                try:
+                    return repr(sock.recv(100))
+                except OSError as failure:
+                    return str(failure)
+
+    async with serving(pki) as on:
+        for _ in range(5):
+            assert "UNKNOWN_CA" in await asyncio.to_thread(dial, on.address)
+        await until(lambda: len(on.port) == 0)
+        assert on.port.shaking == 0 and on.port.counters.closed == {"handshake-failed": 5}
+
+
 async def test_megabytes_arrive_whole_in_both_directions(pki: Pki, client: ssl.SSLContext) -> None:
     data = bytes(range(97, 123)) * 100_000
     async with serving(pki) as on:

@@ -292,3 +292,9 @@ def test_names_that_cannot_be_are_refused(ca: CertificateAuthority) -> None:
             ca.issue_user(name, groups, "cloudhub.local", NOW)
     with pytest.raises(CAError):
         ca.issue_node(CSR, NODE, NOW, ttl_s=0)
+
+
+def test_a_short_life_is_not_half_over_when_it_begins(ca: CertificateAuthority) -> None:
+    cert = leaf(ca.issue_node(CSR, NODE, NOW, ttl_s=20))
+    assert cert.not_valid_before_utc.timestamp() == NOW - 1
+    assert cert.not_valid_after_utc.timestamp() == NOW + 20

@@ -179,6 +179,7 @@ class SimNode:
             fields = json.loads(body)
             self.stored.update((n, "") for n in fields["n"])
             self.stored.update((n, reason) for n, reason in fields["refused"])
+            self.revision = max(self.revision, fields["r"])
         elif kind == wire.GOAWAY:
             self.goaway = json.loads(body)
         elif kind == wire.OPEN:
@@ -295,6 +296,12 @@ class Fleet:
             if time.monotonic() > deadline:
                 raise TimeoutError("the fleet did not get there in time")
             self.step()
+
+    def run_for(self, seconds: float) -> None:
+        """Steps for that long."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self.step(left)
 
     def connect_all(self, nodes: Iterable[SimNode], at_once: int = 50, seconds: float = 120.0) -> None:
         """Connects and waits for every WELCOME, `at_once` handshakes at a time."""

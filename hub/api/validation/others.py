@@ -21,13 +21,12 @@ from hub.api.validation.meta import (
     unique,
 )
 from hub.errors import duplicate, forbidden, invalid, required, too_long
+from security import join
 
 DATA_BYTES_MAX: Final = 1024 * 1024
 _REDACTED: Final = "<secret contents redacted>"
 _FROZEN: Final = "field is immutable when `immutable` is set"
 _EFFECTS: Final = ("NoExecute", "NoSchedule", "PreferNoSchedule")
-_TOKEN_TTL_MAX_S: Final = 30 * 86_400
-_TOKEN_COUNT_MAX: Final = 100_000
 _SECRET_KEYS: Final[dict[str, tuple[str, ...]]] = {
     "kubernetes.io/dockerconfigjson": (".dockerconfigjson",),
     "kubernetes.io/dockercfg": (".dockercfg",),
@@ -197,11 +196,11 @@ def join_token(obj: Object) -> Causes:
         yield from each("spec.pool", pool, names.dns_label)
         if "count" not in spec:
             yield required("spec.count", "a token of a pool says how many nodes may join")
-        yield from in_range("spec.count", spec.get("count"), 1, _TOKEN_COUNT_MAX)
+        yield from in_range("spec.count", spec.get("count"), 1, join.POOL_COUNT_MAX)
     for field in ("site", "tenant"):
         if spec.get(field):
             yield from each(f"spec.{field}", spec[field], names.dns_label)
-    yield from in_range("spec.ttlSeconds", spec.get("ttlSeconds"), 1, _TOKEN_TTL_MAX_S)
+    yield from in_range("spec.ttlSeconds", spec.get("ttlSeconds"), 1, int(join.TTL_S_MAX))
 
 
 def join_token_update(new: Object, old: Object) -> Causes:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edgelite.runtimes import process_proc
 from tests.edgelite.runtimes.harness import Bench, alive, as_user, no_cgroups
 from tests.edgelite.runtimes.test_process_crash import record, running
 
@@ -48,6 +49,22 @@ def test_stop_reaches_orphans_that_cleared_their_environment(bench: Bench) -> No
     bench.run(bench.runtime.stop("u1", "main", 0.2))
     assert [p for p in found if alive(p)] == []
     assert running(c.launch) == 0
+
+
+def test_stop_tells_every_process_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    send = process_proc.send
+
+    def spy(process: process_proc.Process, number: int, proc: str) -> None:
+        if number == signal.SIGTERM:
+            told.append(process.pid)
+        send(process, number, proc)
+
+    monkeypatch.setattr(process_proc, "send", spy)
+    bench.sh("sleep 1000 & echo $$; echo $!; wait")
+    found = pids(bench, 2)
+    bench.run(bench.runtime.stop("u1", "main", 0.2))
+    assert sorted(told) == sorted(found)
 
 
 def test_what_a_container_leaves_behind_ends_with_it(bench: Bench) -> None:

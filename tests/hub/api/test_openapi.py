@@ -7,6 +7,7 @@ import orjson
 import pytest
 
 from hub.api import openapi, schema
+from hub.api.kinds import kinds
 from hub.errors import NotAcceptable, NotFound
 
 Fields = dict[int, list[Any]]
@@ -122,7 +123,8 @@ def documents() -> dict[str, Any]:
 
 def test_the_v3_index_names_each_group_with_the_hash_of_its_document() -> None:
     index = orjson.loads(openapi.v3_index())["paths"]
-    wanted = {f"apis/{r.api_version}" if r.group else "api/v1" for r in schema.RESOURCES}
+    served = [*(kind.schema for kind in kinds().values()), *schema.REVIEWS]
+    wanted = {f"apis/{r.api_version}" if r.group else "api/v1" for r in served}
     assert index.keys() == wanted
     for path, entry in index.items():
         url = f"/openapi/v3/{path}?hash={openapi.v3_hash(path)}"
@@ -141,7 +143,7 @@ def test_every_reference_resolves_inside_its_document() -> None:
 
 def test_every_kind_can_be_patched_with_dry_run_and_field_validation() -> None:
     docs = documents()
-    for r in schema.RESOURCES:
+    for r in (kind.schema for kind in kinds().values()):
         document = docs[f"apis/{r.api_version}" if r.group else "api/v1"]
         gvk = {"group": r.group, "version": r.version, "kind": r.kind}
         patches = [

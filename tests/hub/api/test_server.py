@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -117,6 +118,31 @@ async def test_a_namespace_must_exist_and_not_be_terminating(hub: Hub) -> None:
     assert late.status == 403
     assert "unable to create new content in namespace old because it is being terminated" in late.message
     assert late.json["details"]["causes"][0]["reason"] == "NamespaceTerminating"
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "status"),
+    [("DELETE", None, 403), ("PATCH", b'{"metadata":{"labels":{"a":"b"}}}', 201)],
+)
+async def test_a_create_that_a_change_of_its_namespace_overtakes_looks_again(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, method: str, body: bytes | None, status: int
+) -> None:
+    """The namespace passes the check, and is changed before the object is stored."""
+    await hub.created("/api/v1/namespaces", {"metadata": {"name": "busy"}})
+    create, calls = hub.registry.create, []
+
+    async def overtaken(res: Resource, obj: Object, **options: Any) -> Stored:
+        calls.append(res)
+        if len(calls) == 1:
+            changed = await hub.call(method, "/api/v1/namespaces/busy", body, content_type=MERGE)
+            assert changed.status == 200, changed.body
+        return await create(res, obj, **options)
+
+    monkeypatch.setattr(hub.registry, "create", overtaken)
+    made = await hub.post("/api/v1/namespaces/busy/configmaps", configmap("a"))
+    assert made.status == status, made.body
+    found = await hub.get("/api/v1/namespaces/busy/configmaps")
+    assert len(found.json["items"]) == (status == 201)
 
 
 async def test_the_body_must_be_of_the_paths_kind_namespace_and_name(hub: Hub) -> None:

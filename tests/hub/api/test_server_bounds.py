@@ -49,7 +49,12 @@ def assert_status(reply: serving.Reply, code: int, words: str = "") -> None:
         (b"a: [1", "application/yaml", 400, "yaml"),
         (b"a: &a [x]\nb: [*a,*a]", "application/yaml", 400, "aliases"),
         (b"\x08\x01", "application/x-thrift", 415, "accepted media types include"),
-        (b"k8s\0", "application/vnd.kubernetes.protobuf", 415, "protobuf bodies are not served"),
+        (
+            b"k8s\0",
+            "application/vnd.kubernetes.protobuf",
+            400,
+            "protobuf: Object 'Kind' or 'apiVersion' is missing",
+        ),
         (b'{"kind":"Pod","apiVersion":"v1"}', "application/json", 400, "kind"),
         (b'{"kind":"ConfigMap","apiVersion":"v2"}', "application/json", 400, "API version"),
         (b'{"data":{"a":1}}', "application/json", 400, "cannot unmarshal number"),

@@ -8,9 +8,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hub.api import decode, defaults, schema, validation
+from hub.api import decode, defaults, own_types, schema, validation
 from hub.api.schema import Resource
 from hub.errors import BadRequest, Invalid
+from security import join
 
 META = {"name": "x", "namespace": "d"}
 
@@ -310,6 +311,11 @@ def test_join_tokens_name_a_node_or_a_pool_and_never_change() -> None:
     for text in ("{}", "{node: a, pool: b, count: 1}", "{pool: a}", "{pool: a, count: 0}", "{node: A}"):
         assert causes("JoinToken", f"spec: {text}"), text
     assert "2592000" in causes("JoinToken", "spec: {node: a, ttlSeconds: 2592001}")[0]
+    most = join.POOL_COUNT_MAX
+    assert causes("JoinToken", f"spec: {{pool: a, count: {most}}}") == []
+    assert str(most) in causes("JoinToken", f"spec: {{pool: a, count: {most + 1}}}")[0]
+    count = own_types.DEFINITIONS["dev.cloudhub.v1alpha1.JoinTokenSpec"]["properties"]["count"]
+    assert f"1 to {most}." in count["description"]
     assert "field is immutable" in changes("JoinToken", "spec: {node: a}", "spec: {node: b}")[0]
 
 

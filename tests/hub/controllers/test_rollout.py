@@ -4,7 +4,7 @@ import itertools
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hub.controllers import rollout
@@ -107,6 +107,7 @@ def test_a_rolling_update_never_breaks_its_bounds_and_ends(
 
 
 @given(limits, st.integers(0, 20), st.lists(st.integers(1, 8), min_size=2, max_size=4))
+@example(Limits(1, 0, 1), 2, [1, 1, 1, 1])  # every share is rounded to nothing, and the largest has only one
 def test_scaling_in_the_middle_of_a_rollout_is_proportional_and_fits_the_new_size(
     bounds: Limits, replicas: int, sizes: list[int]
 ) -> None:

@@ -8,6 +8,7 @@ import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hub.api.validation.pods import RUNTIME_LABEL
 from hub.cache import Cache
 from hub.controllers.capacity import Capacity, load_of
 from hub.controllers.scheduling import Unfit, decide, demand_of
@@ -70,6 +71,18 @@ def test_why_no_node_fits_is_told_in_kubernetes_words() -> None:
         == "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector."
     )
     assert message(capacity(node("d", pods="0")), pod("p")) == "0/1 nodes are available: 1 Too many pods."
+
+
+def test_a_pod_goes_to_a_node_with_its_runtime_only() -> None:
+    host = node("host", labels={RUNTIME_LABEL: "process"})
+    engine = node("engine", labels={RUNTIME_LABEL: "container"})
+    image, process = pod("image"), pod("process")
+    process["metadata"]["labels"] = {RUNTIME_LABEL: "process"}
+    assert place(capacity(host, engine), image) == "engine"
+    assert place(capacity(host, engine), process) == "host"
+    assert message(capacity(host), image) == "0/1 nodes are available: 1 node(s) had no container runtime."
+    assert message(capacity(engine), process) == "0/1 nodes are available: 1 node(s) had no process runtime."
+    assert place(capacity(node("silent")), image) == "silent"
 
 
 def test_a_node_gets_nothing_between_its_condition_and_its_taint() -> None:
