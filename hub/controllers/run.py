@@ -15,6 +15,7 @@ from hub.controllers.controller import Context, Controller, Object, Part
 from hub.controllers.daemonset import DaemonSets
 from hub.controllers.deployment import Deployments
 from hub.controllers.events import Events, EventTtl
+from hub.controllers.evictions import Evictions
 from hub.controllers.garbage import Garbage
 from hub.controllers.namespaces import Namespaces
 from hub.controllers.nodes import NodeLifecycle, PodCollector
@@ -61,6 +62,7 @@ class Controllers:
             self._garbage,
             Namespaces(context),
             NodeLifecycle(context),
+            Evictions(context),
             self._collector,
             EventTtl(context),
         )
