@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.cluster import ApiFailure, Cluster, kubectl_binaries, running_cluster
+from tests.e2e.hostile_fleet import Fleet, undisturbed
 from tests.e2e.kube import Kube
 from tests.e2e.starts import Starts, counting
 
@@ -46,3 +47,17 @@ def kube(request: pytest.FixtureRequest, shared_cluster: Cluster) -> Iterator[Ku
     yield made
     with contextlib.suppress(ApiFailure):  # a test may have deleted it
         shared_cluster.main.api("DELETE", f"/api/v1/namespaces/{made.namespace}")
+
+
+@pytest.fixture(scope="session")
+def shared_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """A hub with one agent at work, for tests of hostile peers."""
+    with running_cluster(tmp_path_factory.mktemp("peers")) as made:
+        yield Fleet(made)
+
+
+@pytest.fixture
+def fleet(shared_fleet: Fleet) -> Iterator[Fleet]:
+    """The fleet, which no test of hostile peers may disturb."""
+    with undisturbed(shared_fleet):
+        yield shared_fleet

@@ -246,17 +246,26 @@ def test_a_certificate_of_another_authority_is_refused_in_the_handshake(
     other = CertificateAuthority.open(str(tmp_path))
     cert, key = other.issue_user("admin", ["system:masters"], "cloudhub.local", time.time())
     context = tls.client_context(authority(unchanged).root_pem, cert, key)
-    with pytest.raises((ssl.SSLError, ConnectionError)) as refused:
-        request(unchanged, "POST", CONFIGMAPS, encoded(configmap("x")), context=context)
-    assert "UNKNOWN_CA" in str(refused.value) or isinstance(refused.value, ConnectionError)
+    assert answer_to(unchanged, context) == b""
+    assert answer_to(unchanged, admin_context(unchanged)).startswith(b"HTTP/1.1 200")
 
 
 def test_an_expired_certificate_of_an_administrator_is_refused(unchanged: Hub) -> None:
     ca = authority(unchanged)
     cert, key = ca.issue_user("admin", ["system:masters"], "cloudhub.local", time.time() - 100, 50)
-    with pytest.raises((ssl.SSLError, ConnectionError)) as refused:
-        request(unchanged, "GET", PODS, context=tls.client_context(ca.root_pem, cert, key))
-    assert "EXPIRED" in str(refused.value) or isinstance(refused.value, ConnectionError)
+    assert answer_to(unchanged, tls.client_context(ca.root_pem, cert, key)) == b""
+
+
+def answer_to(hub: Hub, context: ssl.SSLContext) -> bytes:
+    """What the API says to a client certificate. asyncio's TLS closes without an alert, so there is no reason to see."""
+    head = f"GET {PODS} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    try:
+        with socket.create_connection(("127.0.0.1", hub.api_port), timeout=60) as raw:
+            with context.wrap_socket(raw, server_hostname="127.0.0.1") as sock:
+                sock.sendall(head)
+                return sock.recv(100)
+    except (ssl.SSLError, ConnectionError):
+        return b""
 
 
 def test_a_user_outside_the_administrators_is_forbidden_by_name(unchanged: Hub) -> None:

@@ -1,19 +1,15 @@
 """Hostile peers on the edge-cloud channel: they are refused with a reason, and nobody else notices.
 
-Every test runs beside a well-behaved agent with a workload. Afterwards its heartbeats go on, its Node was Ready all the
-time, nothing of it was restarted, and the hub has not grown.
+Every test runs beside a well-behaved agent with a workload, which it must not disturb (`hostile_fleet`).
 """
 
-import concurrent.futures
 import contextlib
 import json
 import os
-import resource
 import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +17,12 @@ import pytest
 
 from edgelite import wire
 from security.ca import CertificateAuthority
-from tests.e2e.cluster import Cluster, Hub, running_cluster, sleeper, wait_for
+from tests.e2e.cluster import Hub, sleeper, wait_for
 from tests.e2e.hostile import (
     HUB_NAME,
     Identity,
     Impostor,
     authority,
-    enrolled,
     figures,
     forge,
     hello,
@@ -35,63 +30,8 @@ from tests.e2e.hostile import (
     objects,
     peer,
     stranger,
-    wait_heartbeats,
 )
-
-PODS = "/api/v1/namespaces/default/pods"
-STEADY = "exec sleep 100000"
-"""A workload whose processes stay the same."""
-GROWTH_BYTES_MAX = 64 << 20
-"""What the hub may have grown by: far less than one of these attacks would cost if something were not bounded."""
-
-
-class Fleet:
-    """The hub, the agent `good` with its pod `work`, and the enrolled node `mallory`, which has no agent."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
-        self.hub: Hub = cluster.hub(heartbeat="2s")
-        self.agent = cluster.agent("good")
-        self.mallory: Identity = enrolled(self.hub, "mallory", cluster.root / "mallory")
-        self.hub.api("POST", PODS, sleeper("work", "good", STEADY))
-        cluster.wait_running("work")
-
-    def key(self) -> str:
-        meta = self.cluster.pod("work")["metadata"]
-        return f"pod/default/work/{meta['uid']}"
-
-    def ready_since(self) -> str:
-        conditions = self.hub.api("GET", "/api/v1/nodes/good")["status"]["conditions"]
-        ready = next(c for c in conditions if c["type"] == "Ready")
-        assert ready["status"] == "True", ready
-        return str(ready["lastTransitionTime"])
-
-    def state(self) -> Any:
-        """What no stranger may change."""
-        pod = self.cluster.pod("work")
-        pids = sorted(p.pid for p in self.agent.workloads())
-        return self.ready_since(), pod["metadata"]["resourceVersion"], pod["status"], pids
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    with running_cluster(tmp_path_factory.mktemp("peers")) as cluster:
-        yield Fleet(cluster)
-
-
-@pytest.fixture
-def fleet(shared: Fleet) -> Iterator[Fleet]:
-    """The fleet, which has to be as before after the test; see the module."""
-    wait_for(lambda: figures(shared.hub)["nodes"] == 1, "only the agent is connected")
-    before, rss = shared.state(), shared.hub.rss_bytes()
-    yield shared
-    wait_heartbeats(shared.hub, 1)
-    assert shared.state() == before
-    grown = shared.hub.rss_bytes() - rss
-    assert grown < GROWTH_BYTES_MAX, f"the hub has grown by {grown >> 20} MB"
-    assert "Traceback" not in shared.hub.log()
-    assert "could not be handled" not in shared.hub.log()
-
+from tests.e2e.hostile_fleet import PODS, STEADY, Fleet
 
 # -- identities ----------------------------------------------------------------------------------------------------------
 
@@ -422,99 +362,3 @@ def test_who_has_no_certificate_may_only_join(fleet: Fleet) -> None:
             said = one.refusal()
         assert "JOIN is malformed" in said["message"] and said["reason"] == "Malformed", said
     assert nodes(fleet.hub) == before
-
-
-# -- masses --------------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def descriptors(count: int) -> Iterator[None]:
-    """Allows this process that many open files more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < count + 256:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (count + 256, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def client_hello() -> bytes:
-    """The first flight of a TLS client."""
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client = context.wrap_bio(incoming, outgoing, server_hostname=HUB_NAME)
-    with contextlib.suppress(ssl.SSLWantReadError):
-        client.do_handshake()
-    return outgoing.read()
-
-
-def test_a_thousand_connections_that_never_finish_the_handshake_disturb_nobody(
-    fleet: Fleet, tmp_path: Path
-) -> None:
-    """Some say nothing, some stop within the ClientHello, some after it."""
-    hub, flight = fleet.hub, client_hello()
-    crowded = figures(hub).get("closed.handshake-crowded", 0)
-    with descriptors(1000), contextlib.ExitStack() as stack:
-        for n in range(1000):
-            sock = stack.enter_context(socket.create_connection(("127.0.0.1", hub.edge_port), timeout=30))
-            with contextlib.suppress(ConnectionError):
-                sock.sendall((b"", flight[:100], flight)[n % 3])
-        wait_for(lambda: figures(hub)["accepted"] >= 1000, "all are accepted")
-        assert figures(hub)["handshaking"] <= 512
-        assert figures(hub).get("closed.handshake-crowded", 0) - crowded >= 480, "the oldest made room"
-        wait_heartbeats(hub, 3)
-        assert "good" in fleet.cluster.kubectl("get", "nodes")
-        newcomer = enrolled(hub, "newcomer", tmp_path / "newcomer")
-        with peer(hub, newcomer.client()) as one:
-            one.send(wire.HELLO, hello())
-            assert one.receive(wire.WELCOME)["proto"] == 1
-        hub.api("DELETE", "/api/v1/nodes/newcomer")
-        wait_for(lambda: figures(hub)["handshaking"] == 0, "the hub has given up on them")
-
-
-def test_who_connects_and_says_nothing_is_closed(fleet: Fleet) -> None:
-    with contextlib.ExitStack() as stack:
-        silent = [stack.enter_context(peer(fleet.hub, stranger(fleet.hub))) for _ in range(10)]
-        silent += [stack.enter_context(peer(fleet.hub, fleet.mallory.client())) for _ in range(10)]
-        with concurrent.futures.ThreadPoolExecutor(20) as pool:
-            list(pool.map(lambda one: one.wait_closed(), silent))
-        assert figures(fleet.hub)["closed.idle"] >= 20
-
-
-def test_a_flood_of_pings_is_cut_off_and_the_others_are_served(fleet: Fleet) -> None:
-    """Nobody reads the PONGs either."""
-    flood = wire.frame(wire.PING) * 1000
-    with peer(fleet.hub, fleet.mallory.client()) as one:
-        one.send(wire.HELLO, hello())
-        one.receive(wire.WELCOME)
-        one.sock.settimeout(60)
-        with pytest.raises((ConnectionError, ssl.SSLError, TimeoutError)):
-            for n in range(100_000):
-                one.raw(flood)
-                if n == 5:
-                    assert "good" in fleet.cluster.kubectl("get", "nodes")
-    closed = figures(fleet.hub)
-    assert closed.get("closed.overload", 0) + closed.get("closed.slow", 0) >= 1, closed
-    assert figures(fleet.hub)["backlog_bytes"] < 9 << 20
-
-
-def test_a_peer_that_reads_nothing_costs_the_hub_a_window_and_no_more(fleet: Fleet) -> None:
-    """16 MB of documents wait for it; what is under way to it stays below 8 MB."""
-    hub = fleet.hub
-    small = 4096
-    with peer(hub, fleet.mallory.client()) as one:
-        one.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, small)
-        one.send(wire.HELLO, hello())
-        one.receive(wire.WELCOME)
-        one.send(wire.PAIRS, {"pairs": []})
-        one.receive(wire.SYNCED)
-        names = [f"slow-{n}" for n in range(16)]
-        for name in names:
-            hub.api("POST", PODS, sleeper(name, "mallory", script="#" + "x" * 1_000_000))
-        backlog = figures(hub)["backlog_bytes"]
-        assert backlog < 8 << 20, backlog
-        wait_heartbeats(hub, 2)
-        assert "good" in fleet.cluster.kubectl("get", "nodes")
-    for name in names:
-        hub.api("DELETE", f"{PODS}/{name}?gracePeriodSeconds=0")
