@@ -123,7 +123,6 @@ class Session:
         self._pairs_sent = 0
         self._staged: "list[_Staged]" = []
         self._staged_claim: "Claim | None" = None
-        self._staged_resync = False
         self._staged_synced = ""
         self._revision = desired.revision
         self._revision_written = desired.revision

@@ -103,6 +103,7 @@ class Workloads:
             loop, runtime, node, self._library, self._volumes, clock, self._touch, self._note_trouble
         )
         self._recovered = False
+        self._tell_anew = False
         self._draining = False
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_r, False)
@@ -213,6 +214,7 @@ class Workloads:
             uid = doc["uid"]
             self._create(key, doc, stored.get("pod/" + uid), found.pop(uid, []))
         self._wanted.clear()
+        self._tell_anew = False
         for name in stored:
             kind, _, uid = name.partition("/")
             if uid not in self._entries:
@@ -233,6 +235,8 @@ class Workloads:
         pod.recovered(None if record is None else json.loads(record), statuses, now, wall)
         if record is None and not statuses:
             self._review(pod, now, wall)
+        if self._tell_anew:
+            pod.forget_report()
         if self._draining:
             pod.drain(now)
         entry = self._entries[pod.uid] = _Entry(key, pod)
@@ -269,6 +273,8 @@ class Workloads:
     # -- the pump
 
     def _touch(self, uid: str) -> None:
+        if uid not in self._entries:
+            return  # a probe or hook that outlived its pod: the pump would look for it for ever
         self._dirty.add(uid)
         try:
             os.write(self._wake_w, b".")
@@ -405,10 +411,15 @@ class Workloads:
         yield from self._runtime.logs(uid, container, options, out)
 
     def resync(self) -> None:
-        """Reports every pod's status anew: the hub may know nothing of what it was told."""
-        for uid, entry in self._entries.items():
+        """Reports every pod's status anew: the hub may know nothing of what it was told.
+
+        The reports are written on return, so that they reach the disk no later than the claim that called for them: after
+        kill -9 nothing would ask for them again. Before the runtime has been heard they are made with its answer."""
+        self._tell_anew = not self._recovered
+        for entry in list(self._entries.values()):
             entry.pod.forget_report()
-            self._touch(uid)
+            self._step(entry)
+            self._touch(entry.pod.uid)
 
     def drain(self) -> "Steps":
         """Generator. Stops everything gracefully; ends when nothing runs any more. What is desired stays desired and is

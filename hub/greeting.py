@@ -12,7 +12,7 @@ from edgelite import wire
 from hub import errors, reports
 from hub.cache import Entry
 from hub.hello import NO_CLAIM, Answer, Hello, Standing, answer, welcome
-from hub.objects import NODES, NodeView
+from hub.objects import NODES, NodeView, partition_of_slot
 from hub.ordering import Ordering, Verdict
 from hub.peers import Peer
 from hub.registry import FenceLost, now_rfc3339
@@ -132,12 +132,13 @@ class Greeting:
 
     def _welcome(self, peer: Peer, hello: Hello, entry: Entry[NodeView]) -> None:
         assert peer.identity is not None and peer.session is not None
-        affinity = (entry.meta.labels or {}).get(reports.SITE) or entry.key[1]
-        if affinity != peer.identity.affinity:
+        if entry.partition != partition_of_slot(peer.slot):
+            # Where the Node lies counts, not its site label: that is anybody's to edit, the slot was fixed at enrolment.
             self._gateway.close_peer(
                 peer,
                 "denied",
-                f"the certificate is for affinity {peer.identity.affinity!r}, the Node is at {affinity!r}; join anew",
+                f"the certificate is for site or name {peer.identity.affinity!r}, the Node was made for another;"
+                " delete the Node, or join anew",
                 300.0,
             )
             return

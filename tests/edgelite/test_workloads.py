@@ -70,12 +70,16 @@ class FakeRuntime(Runtime):
         self.exec_result = (0, b"")
         self.ended = []
         self.hold_stop = False
+        self.hold_exec = False
+        self.hold_recover = False
 
     def review(self, pod):
         return list(self.refusals), list(self.warnings)
 
     def recover(self):
         yield Wait(-1, 0, 0.0)
+        while self.hold_recover:
+            yield Wait(-1, 0, now() + 0.01)
         found = dict(self.past)
         found.update(self.live)
         return list(found.values())
@@ -127,6 +131,8 @@ class FakeRuntime(Runtime):
     def exec(self, uid, container, argv, timeout_s):
         yield Wait(-1, 0, 0.0)
         self.execs.append(argv)
+        while self.hold_exec:
+            yield Wait(-1, 0, now() + 0.01)
         return self.exec_result
 
     def logs(self, uid, container, options, out):
@@ -586,3 +592,38 @@ def test_many_pods_start_and_go(node):
         node.set(f"pod/shop/till/u{n}", pod(container("a"), container("b"), uid=f"u{n}", delete=1))
     node.until(lambda: len([1 for t, _, _ in node.reports if t == "gone"]) == 40)
     assert node.runtime.live == {}
+
+
+def test_a_probe_that_outlives_its_pod_leaves_nothing_to_do(node):
+    node.runtime.hold_exec = True
+    probe = {"exec": {"command": ["slow"]}, "timeoutSeconds": 60, "periodSeconds": 1}
+    node.set(KEY, pod(container(readinessProbe=probe)))
+    node.until(lambda: node.runtime.execs)
+    node.delete(KEY)
+    node.until(lambda: not node.workloads._entries)
+    node.runtime.hold_exec = False
+    node.settle()
+    # Else the pump turns at full speed, and a drain never ends.
+    assert node.workloads._dirty == set()
+
+
+def test_reporting_anew_is_written_before_it_returns(node):
+    node.set(KEY, pod())
+    node.until(lambda: node.phase() == "Running")
+    node.settle()
+    node.reports.clear()
+    node.workloads.resync()
+    assert node.phase() == "Running"
+
+
+def test_reporting_anew_waits_for_a_runtime_that_is_not_up_yet(node):
+    node.set(KEY, pod())
+    node.until(lambda: node.phase() == "Running")
+    node.settle()
+    node.reports.clear()
+    node.runtime.hold_recover = True
+    node.crash()
+    node.settle()
+    node.workloads.resync()
+    node.runtime.hold_recover = False
+    node.until(lambda: node.phase() == "Running")

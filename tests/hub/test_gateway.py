@@ -191,6 +191,30 @@ async def test_histories_that_parted_wait_for_an_operator_and_converge_once_conf
         assert welcome["sync"] == "match" and "confirmed" not in welcome
 
 
+async def test_an_edited_site_label_does_not_cut_a_node_off(pki: Pki) -> None:
+    async with hub(pki) as h:
+        edge = await h.enrol("edge-1")
+        await h.connect(edge)
+
+        def move(node: Object) -> Object:
+            node["metadata"].setdefault("labels", {})["cloudhub.dev/site"] = "elsewhere"
+            return node
+
+        relabelled = await h.registry.mutate(NODES, "", "edge-1", move)
+        await h.gateway.nodes.at_least(relabelled.revision)
+        edge.drop()
+        assert (await h.connect(edge))["sync"] == "match"
+
+
+async def test_a_node_made_for_another_site_than_the_certificates_is_denied(pki: Pki) -> None:
+    async with hub(pki) as h:
+        await h.create(NODES, {"metadata": {"name": "stray", "labels": {"cloudhub.dev/site": "elsewhere"}}})
+        edge = h.sim("stray")
+        edge.connect()
+        await until(lambda: edge.goaway is not None)
+        assert edge.goaway is not None and edge.goaway["code"] == "denied"
+
+
 async def test_a_certificate_without_a_node_makes_an_unconfirmed_node_that_gets_nothing(pki: Pki) -> None:
     async with hub(pki) as h:
         edge = h.sim("stray")
