@@ -1,6 +1,7 @@
 """The hub's session: what is sent when, how it is bounded, and that no peer can make it raise."""
 
 import json
+import struct
 from typing import Any
 
 import pytest
@@ -402,3 +403,27 @@ def test_one_change_for_many_nodes_is_put_together_once() -> None:
     key = docs.put("configmap/d/c", b"text")
     first, second, third = [change(session, key) for session in sessions]
     assert names(first) == ["SET"] and first[0] is second[0] and second is third
+
+
+def test_what_is_shared_fits_each_node_and_names_the_revision_of_its_own_moment() -> None:
+    docs = FakeDocs()
+    shared = Shared(docs)
+    limits: list[dict[str, Any]] = [
+        {},
+        {},
+        {"limits": {"document": 1 << 20, "frame": 1000}},
+        {"limits": {"document": 1500, "frame": 1 << 20}},
+    ]
+    sessions = [Session(shared, f"edge-{i}") for i in range(len(limits))]
+    for session, fields in zip(sessions, limits, strict=True):
+        session.receive(wire.HELLO, 0, hello(**fields))
+        session.welcomed(MATCH)
+    key = docs.put("configmap/d/c", b"x" * 2000)
+    (first,) = sent(change(sessions[0], key))
+    docs.revision += 1
+    (later,) = sent(change(sessions[1], key))
+    assert (first[1][0]["r"], later[1][0]["r"]) == (docs.revision - 1, docs.revision)
+    (cut,) = change(sessions[2], key)
+    assert sent([cut]) == [later] and cut.data.count(struct.pack(">BB", wire.SET, wire.MORE)) == 2
+    (refused,) = change(sessions[3], key)
+    assert isinstance(refused, Refusals) and refused.reason == "DocumentTooLarge"
