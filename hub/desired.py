@@ -9,7 +9,8 @@ refers to appear together: `settled` tells when the informers have reached the s
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -104,7 +105,8 @@ class Desired:
             CONFIGMAPS: configmaps,
             SECRETS: secrets,
         }
-        self._sources = (pods, configmaps, secrets)
+        self.revision = 0
+        """The highest that any part of this has reached; read for every message that leaves."""
         self._changed = changed
         self._advanced = advanced
         self._bodies = Bodies(bodies_bytes_max)
@@ -117,12 +119,6 @@ class Desired:
         self._unsubscribe: list[Callable[[], None]] = []
 
     @property
-    def revision(self) -> int:
-        """The highest revision that any part of this has reached."""
-        pods, configmaps, secrets = self._sources
-        return max(pods.revision, configmaps.revision, secrets.revision)
-
-    @property
     def settled(self) -> bool:
         """Have ConfigMaps and Secrets reached the revision of the pods?"""
         pods = self._informers[PODS].revision
@@ -130,12 +126,13 @@ class Desired:
 
     def start(self) -> None:
         """Takes what the informers hold, and follows them from here."""
+        self.revision = max(informer.revision for informer in self._informers.values())
         for entry in self._informers[PODS].cache:
             self._put_pod(entry)
         self._unsubscribe = [
             self._informers[PODS].subscribe(self._on_pods),
-            self._informers[CONFIGMAPS].subscribe(lambda deltas, _: self._on_configs(CONFIGMAPS, deltas)),
-            self._informers[SECRETS].subscribe(lambda deltas, _: self._on_configs(SECRETS, deltas)),
+            self._informers[CONFIGMAPS].subscribe(partial(self._on_configs, CONFIGMAPS)),
+            self._informers[SECRETS].subscribe(partial(self._on_configs, SECRETS)),
         ]
 
     def stop(self) -> None:
@@ -162,6 +159,7 @@ class Desired:
     # -- pods -----------------------------------------------------------------------------------------------------
 
     def _on_pods(self, deltas: Sequence[Delta[PodView]], revision: int) -> None:
+        self.revision = max(self.revision, revision)
         for delta in deltas:
             if delta.type == "DELETED":
                 self._drop_pod(_key_of(delta.entry))
@@ -208,7 +206,8 @@ class Desired:
 
     # -- what pods refer to -----------------------------------------------------------------------------------------
 
-    def _on_configs(self, res: Resource, deltas: Sequence[Delta[Any]]) -> None:
+    def _on_configs(self, res: Resource, deltas: Sequence[Delta[Any]], revision: int) -> None:
+        self.revision = max(self.revision, revision)
         for delta in deltas:
             key = config_key(res, *delta.entry.key)
             users = self._users.get(key)
@@ -221,8 +220,7 @@ class Desired:
                 continue
             document = self._load_config(key)
             if document is not None:
-                for node in users:
-                    self._place(node, document)
+                self._place(users, document)
         self._advanced()
 
     def _use(self, key: str, node: str) -> None:
@@ -232,7 +230,7 @@ class Desired:
             return
         document = self._configs.get(key) or self._load_config(key)
         if document is not None:
-            self._place(node, document)
+            self._place((node,), document)
 
     def _unuse(self, key: str, node: str) -> None:
         users = self._users[key]
@@ -269,12 +267,18 @@ class Desired:
         entry = self._informers[res].cache.get(namespace, name)
         return render_config(res, entry.obj()) if entry is not None else None
 
-    def _place(self, node: str, document: Document) -> None:
-        documents = self._nodes.setdefault(node, {})
-        held = documents.get(document.key)
-        documents[document.key] = document
-        if held is None or held.version != document.version:
-            self._changed(node, document.key)
+    def _place(self, users: Iterable[str], document: Document) -> None:
+        """These nodes should have `document` from now on."""
+        key, version = document.key, document.version
+        nodes, changed = self._nodes, self._changed
+        for node in users:
+            documents = nodes.get(node)
+            if documents is None:
+                documents = nodes[node] = {}
+            held = documents.get(key)
+            documents[key] = document
+            if held is None or held.version != version:
+                changed(node, key)
 
     def _remove(self, node: str, key: str) -> None:
         documents = self._nodes.get(node)

@@ -4,10 +4,16 @@ Most reads hold whole frames, so all peers of a kind share one decoder; a peer w
 that has its beginning until it is whole. So an idle connection has none.
 """
 
+import struct
+from typing import Final
+
 from edgelite import wire
+from edgelite.wire import HEADER_BYTES, MORE
 from hub.peers import Peer
 from hub.transport import Connection
 from security.policy import JOINING, NODE, message_bytes_max
+
+_header: Final = struct.Struct(wire.HEADER).unpack_from
 
 
 class Framing:
@@ -16,6 +22,7 @@ class Framing:
     def __init__(self, partial_bytes_max: int) -> None:
         self._bytes_max = partial_bytes_max
         self._scratch = {kind: _new_decoder(kind) for kind in (NODE, JOINING)}
+        self._frame_bytes_max = min(_frame_bytes_max(kind) for kind in self._scratch)
         self._held: dict[Connection, int] = {}
         self.held_bytes = 0
 
@@ -26,6 +33,11 @@ class Framing:
             messages = decoder.feed(data)
             self._note(peer, decoder)
             return messages
+        # Most often one whole frame, and the decoder would find nothing else: no MORE, and no longer than what it takes.
+        if len(data) >= HEADER_BYTES:
+            message, flags, stream, length = _header(data)
+            if length == len(data) - HEADER_BYTES and length <= self._frame_bytes_max and not flags & MORE:
+                return [(message, stream, data[HEADER_BYTES:])]
         kind = JOINING if peer.session is None else NODE
         decoder = self._scratch[kind]
         try:
@@ -55,5 +67,8 @@ class Framing:
 
 
 def _new_decoder(kind: str) -> wire.Decoder:
-    longest = message_bytes_max(kind)
-    return wire.Decoder(min(wire.FRAME_BYTES_MAX, longest), longest)
+    return wire.Decoder(_frame_bytes_max(kind), message_bytes_max(kind))
+
+
+def _frame_bytes_max(kind: str) -> int:
+    return min(wire.FRAME_BYTES_MAX, message_bytes_max(kind))

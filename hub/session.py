@@ -17,7 +17,7 @@ import msgspec
 import orjson
 
 from edgelite import wire
-from edgelite.desired import digest_of, valid_key
+from edgelite.desired import compact, digest_of, valid_key
 from hub.documents import Document
 from hub.hello import Answer, decode_hello, protocol_of
 from hub.messages import (
@@ -42,11 +42,14 @@ from hub.messages import (
     decode_pairs,
     decode_report,
 )
-from security.policy import NODE, admit
+from security.policy import NODE, admit, limits_of
 
 REFUSALS_MAX: Final = 64
 """Refused documents remembered for the node's condition."""
 PAIRS_MAX: Final = 8
+BEATING: Final = ("live", "hold")
+"""States in which the answer to an empty PING is a PONG, and nothing else."""
+_LIMITS: Final = limits_of(NODE)
 RENEWALS_MAX: Final = 16
 STREAM_IDS_END: Final = 65536
 MESSAGE_CHARS_MAX: Final = 1024
@@ -66,16 +69,21 @@ class Docs(Protocol):
 
 
 class LastSet:
-    """The SET that was made last: what many nodes get is put together once, and its bytes are shared by all queues."""
+    """The SET that was made last: what many nodes get is put together once, and its bytes are shared by all queues.
 
-    __slots__ = ("body", "document", "frame", "revision")
+    alone: the actions of a session that sends just this. ack: the frame in which an agent acknowledges just this,
+    byte for byte as `edgelite` writes it; another spelling is decoded like any other message.
+    """
+
+    __slots__ = ("ack", "alone", "body", "document", "revision")
 
     def __init__(self) -> None:
         self.document: Document | None = None
         self.revision = 0
-        self.body = self.frame = b""
+        self.body = self.ack = b""
+        self.alone: tuple[Send] = (Send(b""),)
 
-    def of(self, document: Document, revision: int, docs: Docs, frame_bytes_max: int) -> bytes | None:
+    def of(self, document: Document, revision: int, docs: Docs, frame_bytes_max: int) -> Send | None:
         """The message, in frames that the peer takes; None when the document has changed meanwhile."""
         if self.document is not document or self.revision != revision:
             content = docs.body(document)
@@ -87,11 +95,12 @@ class LastSet:
                 revision,
             )
             self.body = wire.set_body(header, content)
-            self.frame = wire.message(wire.SET, self.body)
+            self.alone = (Send(wire.message(wire.SET, self.body)),)
+            self.ack = wire.frame(wire.ACK, compact({"a": [[document.key, document.version]]}))
             self.document, self.revision = document, revision
         if len(self.body) <= frame_bytes_max:
-            return self.frame
-        return wire.message(wire.SET, self.body, 0, frame_bytes_max)
+            return self.alone[0]
+        return Send(wire.message(wire.SET, self.body, 0, frame_bytes_max))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +159,8 @@ class Session:
         self.refused: dict[str, tuple[str, str]] | None = None
         self._document_max = wire.DOCUMENT_BYTES_MAX
         self._frame_max = wire.FRAME_BYTES_MAX
-        self._waiting: tuple[dict[str, None], dict[str, None], dict[str, None]] | None = None
+        self._waiting: tuple[dict[str, None], dict[str, None], dict[str, None]] | str | None = None
+        """Keys by urgency, or the only one: most often a change touches one document of a node."""
         self._in_flight: dict[str, Document | None] | None = None
         self._in_flight_bytes = 0
         self._kept: dict[str, str] | None = None
@@ -167,11 +177,13 @@ class Session:
 
     def receive(self, kind: int, stream: int, body: bytes) -> Sequence[Action]:
         """A message has arrived."""
-        refusal = admit(NODE, kind, len(body))
-        if refusal is not None:
+        limit = _LIMITS.get(kind)
+        if limit is None or len(body) > limit:
+            refusal = admit(NODE, kind, len(body))
+            assert refusal is not None
             return self._end(refusal.code, refusal.message)
         state = self.state
-        if kind == wire.PING and state in ("live", "hold"):
+        if kind == wire.PING and state in BEATING:
             return PONG
         if state == "closed":
             return ()
@@ -237,6 +249,28 @@ class Session:
         if self._waiting is not None or self._syncing:
             actions.extend(self.pump())
         return actions
+
+    def took_last(self) -> Sequence[Action]:
+        """`Shared.last_set.ack` has arrived: what `receive` would do with it, for an ACK that changes nothing else."""
+        document, in_flight = self._shared.last_set.document, self._in_flight
+        if (
+            document is None
+            or in_flight is None
+            or in_flight.get(document.key) is not document
+            or self.refused is not None
+            or self._confirming
+            or self.state != "live"
+        ):
+            return self.receive(wire.ACK, 0, self._shared.last_set.ack[wire.HEADER_BYTES :])
+        if len(in_flight) == 1:
+            self._in_flight = None
+            self._in_flight_bytes = 0
+        else:
+            del in_flight[document.key]
+            self._in_flight_bytes -= document.size
+        if self._waiting is not None or self._syncing:
+            return self.pump()
+        return ()
 
     def _nack(self, stream: int, body: bytes) -> Sequence[Action]:
         if self.state != "live":
@@ -325,18 +359,25 @@ class Session:
     def changed(self, key: str) -> None:
         """The desired version of `key` is another one; `pump` sends it."""
         if self.state == "live" and not self._expect_pairs:
-            self._wait(key)
+            if self._waiting is None:
+                self._waiting = key
+            else:
+                self._wait(key)
 
     def pump(self) -> Sequence[Action]:
         """Sends what waits, as far as the window has room."""
         if self.state != "live" or self._expect_pairs:
             return ()
+        waiting = self._waiting
+        if type(waiting) is str and not self._in_flight and not self._syncing:
+            return self._send_only(waiting)
         actions: list[Action] = []
-        if self._waiting is not None:
-            for keys in self._waiting:
+        if waiting is not None:
+            waiting = self._by_urgency()
+            for keys in waiting:
                 if keys and not self._send_waiting(keys, actions):
                     break
-            if not any(self._waiting):
+            if not any(waiting):
                 self._waiting = None
         if self._syncing and self._waiting is None:
             self._syncing = False
@@ -393,11 +434,40 @@ class Session:
         urgency = PODS
         if not key.startswith("pod/"):
             urgency = CONFIGS if key in self._shared.docs.of(self.node) else OLD_CONFIGS
-        if self._waiting is None:
+        waiting = self._by_urgency()
+        if urgency != PODS:
+            waiting[CONFIGS if urgency == OLD_CONFIGS else OLD_CONFIGS].pop(key, None)
+        waiting[urgency][key] = None
+
+    def _by_urgency(self) -> tuple[dict[str, None], dict[str, None], dict[str, None]]:
+        waiting = self._waiting
+        if not isinstance(waiting, tuple):
             self._waiting = ({}, {}, {})
-        elif urgency != PODS:
-            self._waiting[CONFIGS if urgency == OLD_CONFIGS else OLD_CONFIGS].pop(key, None)
-        self._waiting[urgency][key] = None
+            if waiting is not None:
+                self._wait(waiting)
+            return self._waiting
+        return waiting
+
+    def _send_only(self, key: str) -> Sequence[Action]:
+        """`key` alone waits, and nothing is in flight: how a change reaches most of the nodes that it concerns."""
+        shared = self._shared
+        document = shared.docs.of(self.node).get(key)
+        last = shared.last_set
+        self._waiting = None
+        if (
+            document is not None
+            and document is last.document
+            and last.revision == shared.docs.revision
+            and document.size <= self._document_max
+            and len(last.body) <= self._frame_max
+        ):
+            self._in_flight = {key: document}
+            self._in_flight_bytes = document.size
+            return last.alone
+        actions: list[Action] = []
+        self._in_flight = {}
+        self._send_document(key, document, actions)
+        return actions
 
     def _send_waiting(self, keys: dict[str, None], actions: list[Action]) -> bool:
         """False when the window is full."""
@@ -429,10 +499,10 @@ class Session:
             body = orjson.dumps({"k": key, "r": revision})
             actions.append(Send(wire.frame(wire.DEL, body)))
         else:
-            message = self._shared.last_set.of(document, revision, self._shared.docs, self._frame_max)
-            if message is None:
+            send = self._shared.last_set.of(document, revision, self._shared.docs, self._frame_max)
+            if send is None:
                 return  # it has changed again, and `changed` will say so
-            actions.append(Send(message))
+            actions.append(send)
             self._in_flight_bytes += document.size
         self._in_flight[key] = document
 

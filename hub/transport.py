@@ -25,17 +25,20 @@ log = logging.getLogger(__name__)
 
 RECV_BYTES: Final = 16384
 """One TLS record: what one SSL_read returns at most."""
-READS_PER_TURN: Final = 16
-"""Records taken from one connection before the others get their turn."""
+SHORT_BYTES: Final = 448
+"""Most messages are shorter, and a bytes object of this size does not go through malloc."""
 WRITE_BYTES: Final = 65536
 EVENTS_PER_TICK: Final = 256
 LISTEN_FD_PAUSE_S: Final = 1.0
 LINGER_S: Final = 2.0
 """How long a closed connection may take to read what was sent before; closing at once could reset it away."""
+LINGER_READS: Final = 16
+"""What is thrown away of one closed connection before the others get their turn."""
 
 HANDSHAKE, OPEN, LINGER, CLOSED = range(4)
+_OUT: Final = select.EPOLLOUT
 _READ: Final = select.EPOLLIN | select.EPOLLRDHUP
-_WRITE: Final = _READ | select.EPOLLOUT
+_WRITE: Final = _READ | _OUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,9 @@ class Counters:
 
 
 class Connection:
-    """One peer. `owner` belongs to the handler. `heard` is when its last byte came (transport clock, seconds)."""
+    """One peer. `owner` belongs to the handler. `heard` is when its last byte came (transport clock, seconds; all that
+    arrives in one turn of the loop came at its beginning). `deadline` counts unless the connection is open; then it is
+    `idle_s` after `heard`."""
 
     __slots__ = (
         "_chunk",
@@ -117,6 +122,20 @@ class Connection:
         if self.state == OPEN:
             self._port.queue(self, data)
 
+    def answer(self, data: bytes) -> None:
+        """Sends `data`, up to one TLS record, at once where nothing waits before it, else like `send`. For what is all
+        that this turn has for the peer: it spares the queue, which costs as much as the rest of a heartbeat."""
+        if self.backlog_bytes or self.state != OPEN or len(data) > RECV_BYTES:
+            self.send(data)
+            return
+        port = self._port
+        try:
+            port.counters.bytes_out += self.sock.write(data)
+        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            port.keep(self, data)
+        except (OSError, ValueError) as failure:
+            port.broke(self, failure)
+
     def close(self, reason: str) -> None:
         """Ends the connection once what was sent has left, or LINGER_S are over. `reason` is counted."""
         self._port.end(self, reason)
@@ -124,7 +143,6 @@ class Connection:
     def set_idle(self, idle_s: float) -> None:
         """Without a byte for this long the connection counts as half-open and is closed."""
         self.idle_s = idle_s
-        self.deadline = self.heard + idle_s
 
     def peercert(self) -> dict[str, Any] | None:
         """What `SSLSocket.getpeercert()` says: None without a certificate."""
@@ -168,11 +186,13 @@ class EdgePort:
         self.counters = Counters()
         self.backlog_bytes = 0
         self._handler = handler
+        self._received = handler.received
         self._now = now
+        self._turn = now()
+        """When this turn of the loop began: one look at the clock for all that arrives in it."""
         self._connections: dict[int, Connection] = {}
         self._shaking: dict[int, Connection] = {}
         self._dirty: list[Connection] = []
-        self._again: list[Connection] = []
         self._stalled: dict[Connection, float] = {}
         self._buffer = memoryview(bytearray(RECV_BYTES))
         self._listener: socket.socket | None = None
@@ -252,6 +272,17 @@ class EdgePort:
                 self._flush_due = True
                 asyncio.get_running_loop().call_soon(self.flush)
 
+    def keep(self, conn: Connection, data: bytes) -> None:
+        """The kernel took nothing of `data`, and nothing waits before it."""
+        conn.backlog_bytes = len(data)
+        self.backlog_bytes += len(data)
+        self._stall(conn, data)
+
+    def broke(self, conn: Connection, failure: Exception) -> None:
+        """A read or write found the connection ended."""
+        log.debug("connection of %s broke: %s", conn.peername(), failure)
+        self._drop(conn, "broken")
+
     def end(self, conn: Connection, reason: str) -> None:
         """See Connection.close."""
         if conn.state == HANDSHAKE:
@@ -280,7 +311,11 @@ class EdgePort:
     def sweep(self) -> None:
         """Closes what is past its deadline; to be called every second or so."""
         now = self._now()
-        for conn in [c for c in self._connections.values() if c.deadline < now]:
+        for conn in [
+            c
+            for c in self._connections.values()
+            if (c.heard + c.idle_s if c.state == OPEN else c.deadline) < now
+        ]:
             if conn.state == HANDSHAKE:
                 self._drop(conn, "handshake-timeout")
             elif conn.state == LINGER:
@@ -304,24 +339,23 @@ class EdgePort:
 
     def _serve(self) -> None:
         assert self._epoll is not None
-        again, self._again = self._again, []
-        for conn in again:
-            if conn.state == OPEN:
-                self._read(conn)
+        self._turn = self._now()
         steps = self.limits.handshakes_per_tick
         listener_fd = self._listener.fileno() if self._listener is not None else -1
+        connections = self._connections
         for fd, events in self._epoll.poll(0, EVENTS_PER_TICK):
-            conn_or_none = self._connections.get(fd)
+            conn_or_none = connections.get(fd)
             if conn_or_none is None:
                 if fd == listener_fd:
                     self._accept()
                 continue
             conn = conn_or_none
             if conn.state == OPEN:
-                if events & select.EPOLLOUT:
+                if events & _OUT:
                     self._write(conn)
-                if events & ~select.EPOLLOUT and conn.state == OPEN:
-                    self._read(conn)
+                    if events == _OUT or conn.state != OPEN:
+                        continue
+                self._read(conn)
             elif conn.state == HANDSHAKE:
                 # Level-triggered: those beyond the budget are reported again in the next turn.
                 if steps > 0:
@@ -397,43 +431,30 @@ class EdgePort:
         del self._shaking[conn.fd]
         self.counters.handshakes += 1
         conn.state = OPEN
-        conn.heard = self._now()
-        conn.deadline = conn.heard + conn.idle_s
+        conn.heard = self._turn
         self._handler.connected(conn)
         if conn.state == OPEN:
             self._read(conn)
 
     def _read(self, conn: Connection) -> None:
-        buffer = self._buffer
-        sock = conn.sock
-        for _ in range(READS_PER_TURN):
-            try:
-                n = sock.recv_into(buffer)
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                return
-            except (OSError, ValueError) as failure:
-                log.debug("connection of %s broke: %s", conn.peername(), failure)
-                self._drop(conn, "broken")
-                return
-            if n == 0:
-                self._drop(conn, "eof")
-                return
-            self.counters.bytes_in += n
-            conn.heard = now = self._now()
-            conn.deadline = now + conn.idle_s
-            self._handler.received(conn, bytes(buffer[:n]))
-            if conn.state != OPEN:
-                return
-            # What OpenSSL holds already no epoll will report; what the kernel holds it reports again. A read takes one
-            # whole record, so that after a shorter one OpenSSL holds nothing.
-            if n < RECV_BYTES or not sock.pending():
-                return
-        self._again.append(conn)
-        asyncio.get_running_loop().call_soon(self._tick_again)
-
-    def _tick_again(self) -> None:
-        if self._epoll is not None and self._again:
-            self._tick()
+        """Takes one TLS record. OpenSSL holds none beyond it (no read-ahead), so level-triggered epoll reports what is left:
+        there is no second read that finds nothing, whose exception would cost as much as a heartbeat."""
+        try:
+            # `read` and `write` are what `recv` and `send` of an SSLSocket call.
+            data = conn.sock.read(SHORT_BYTES)
+            if len(data) == SHORT_BYTES and conn.sock.pending():
+                data += conn.sock.read(RECV_BYTES)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
+        except (OSError, ValueError) as failure:
+            self.broke(conn, failure)
+            return
+        if not data:
+            self._drop(conn, "eof")
+            return
+        self.counters.bytes_in += len(data)
+        conn.heard = self._turn
+        self._received(conn, data)
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -447,17 +468,12 @@ class EdgePort:
                 if chunk is None:
                     break
             try:
-                n = conn.sock.send(chunk)
+                n = conn.sock.write(chunk)
             except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
-                if conn not in self._stalled:
-                    assert self._epoll is not None
-                    self._epoll.modify(conn.fd, _WRITE)
-                    self._stalled[conn] = self._now()
-                conn._chunk = chunk
+                self._stall(conn, chunk)
                 return
             except (OSError, ValueError) as failure:
-                log.debug("connection of %s broke: %s", conn.peername(), failure)
-                self._drop(conn, "broken")
+                self.broke(conn, failure)
                 return
             conn._chunk = chunk[n:] if n < len(chunk) else None
             conn.backlog_bytes -= n
@@ -471,6 +487,14 @@ class EdgePort:
             assert self._epoll is not None
             self._epoll.modify(conn.fd, _READ)
 
+    def _stall(self, conn: Connection, chunk: bytes) -> None:
+        """The kernel takes no more: `chunk` is tried again when it does."""
+        conn._chunk = chunk
+        if conn not in self._stalled:
+            assert self._epoll is not None
+            self._epoll.modify(conn.fd, _WRITE)
+            self._stalled[conn] = self._now()
+
     # -- ending -------------------------------------------------------------------------------------------------
 
     def _half_close(self, conn: Connection) -> None:
@@ -482,7 +506,7 @@ class EdgePort:
 
     def _linger(self, conn: Connection, events: int) -> None:
         if conn.backlog_bytes:
-            if events & select.EPOLLOUT:
+            if events & _OUT:
                 self._write(conn)
                 if conn.state == LINGER and conn.backlog_bytes == 0:
                     self._half_close(conn)
@@ -492,7 +516,7 @@ class EdgePort:
                 return
         try:
             # After `shutdown` the socket reads raw bytes; they are thrown away.
-            for _ in range(READS_PER_TURN):
+            for _ in range(LINGER_READS):
                 if conn.state != LINGER or conn.sock.recv_into(self._buffer) == 0:
                     break
             else:

@@ -58,6 +58,12 @@ def admit(kind: str, frame_type: int, size: int) -> Refusal | None:
     return None
 
 
+def limits_of(kind: str) -> dict[int, int]:
+    """What `admit` lets pass for this kind of peer: message type -> longest body. For callers who look at every message;
+    whatever is not in it is refused by `admit`, which says why."""
+    return {frame_type: limit for (k, frame_type), limit in _ALLOWED.items() if k == kind}
+
+
 def message_bytes_max(kind: str) -> int:
     """The longest message that a peer of this kind may send: the bound for its `wire.Decoder`, so that nothing
     beyond it is ever buffered. 0 for a kind that may send nothing."""

@@ -630,3 +630,21 @@ async def test_a_taken_edge_port_is_said_as_such(pki: Pki) -> None:
         with pytest.raises(OSError, match="Address already in use"):
             async with hub(pki, port=first.address[1]):
                 pass
+
+
+async def test_heartbeats_count_as_messages_and_too_many_end_the_connection(pki: Pki) -> None:
+    async with hub(pki, messages_max=50) as h:
+        edge = await h.enrol("edge-1")
+        await h.connect(edge)
+        h.gateway._audit()
+        for _ in range(49):
+            edge.ping()
+        await until(lambda: edge.pongs == 49)
+        h.gateway._audit()
+        assert edge.goaway is None
+        for _ in range(51):
+            edge.ping()
+        await until(lambda: edge.pongs == 100)
+        h.gateway._audit()
+        await until(lambda: edge.goaway is not None)
+        assert edge.goaway is not None and edge.goaway["code"] == "overload"

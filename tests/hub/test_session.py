@@ -8,11 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgelite import wire
+from edgelite.actions import Send as EdgeSend
+from edgelite.desired import Desired
+from edgelite.session import Identity
+from edgelite.session import Session as EdgeSession
+from edgelite.upstream import Upstream
 from hub.hello import Answer
 from hub.messages import Action, Close, Confirmed, Greeted, Refusals, Report, Send, StreamClosed, StreamData
-from hub.session import UNANSWERED_MAX, Session, Shared
+from hub.session import UNANSWERED_MAX, LastSet, Session, Shared
+from security.policy import NODE, admit
 from tests.hub.channel_fakes import FakeDocs, hello, version
 
+WELCOME = {
+    "proto": 1, "features": [], "store": "s", "gen": 1, "slot": 0, "epoch": 1, "claim": "0" * 16, "rev": 0,
+    "heartbeat": 30.0, "window": 64, "time": 0.0, "sync": "match",
+}  # fmt: skip
 MATCH, DIFF, HOLD = Answer("match"), Answer("diff"), Answer("hold", "parted", "HistoryParted")
 
 
@@ -308,3 +318,87 @@ def test_no_message_makes_the_session_raise(frames: Any, answer: Answer | None, 
             docs.put(key, bytes([i])) if i % 2 else docs.drop(key)
             session.changed(key)
             session.pump()
+
+
+def put_in_flight(session: Session, docs: FakeDocs, key: str, body: bytes = b"shared") -> Any:
+    return change(session, docs.put(key, body))
+
+
+def test_the_acknowledgement_that_is_expected_is_the_one_that_agents_write() -> None:
+    docs = FakeDocs()
+    session = live(docs)
+    key = "configmap/d/c"
+    put_in_flight(session, docs, key)
+    desired = Desired()
+    edge = EdgeSession(desired, Upstream(), Identity("ab" * 16, 1, 1), lambda k, d: None, {}.get)
+    edge.start(0.0)
+    edge.receive(wire.WELCOME, 0, json.dumps(WELCOME).encode(), 0.0)
+    edge.writes()
+    edge.commit(0.0)
+    set_frame = session._shared.last_set.alone[0].data
+    for message in wire.Decoder().feed(set_frame):
+        edge.receive(*message, 0.0)
+    edge.writes()
+    acks = [a.data for a in edge.commit(0.0) if isinstance(a, EdgeSend) and a.data[0] == wire.ACK]
+    assert acks == [session._shared.last_set.ack]
+
+
+STATES = st.tuples(
+    st.sampled_from(["live", "hold", "hello", "confirming", "pairs"]),
+    st.booleans(),  # the last SET is in flight here
+    st.booleans(),  # another document is, too
+    st.booleans(),  # a key waits behind a full window
+    st.booleans(),  # a document was refused before
+)
+
+
+def prepared(docs: FakeDocs, last: LastSet, state: tuple[str, bool, bool, bool, bool]) -> Session:
+    name, last_in_flight, other_in_flight, waits, refused = state
+    window = 2 if other_in_flight and last_in_flight else 1
+    shared = Shared(docs, window=window, last_set=last)
+    session = Session(shared, "edge-1")
+    if name == "hello":
+        return session
+    session.receive(wire.HELLO, 0, hello())
+    session.welcomed(
+        {"hold": HOLD, "confirming": Answer("match", taken_over=True), "pairs": DIFF}.get(name, MATCH)
+    )
+    session.refused = {"configmap/d/last": ("R", "m")} if refused else None
+    if other_in_flight:
+        change(session, "pod/d/other/u")
+    if last_in_flight:
+        change(session, "configmap/d/last")
+    if waits:
+        session.changed("pod/d/waits/u")
+    return session
+
+
+@given(STATES)
+@settings(max_examples=200, deadline=None)
+def test_the_shortcut_for_an_acknowledgement_does_what_decoding_it_does(
+    state: tuple[str, bool, bool, bool, bool],
+) -> None:
+    docs = FakeDocs()
+    for key in ("pod/d/other/u", "pod/d/waits/u", "configmap/d/last"):
+        docs.put(key, key.encode())
+    last = LastSet()
+    short, whole = (prepared(docs, last, state) for _ in range(2))
+    assert last.of(docs.documents["configmap/d/last"], docs.revision, docs, wire.FRAME_BYTES_MAX)
+    body = last.ack[wire.HEADER_BYTES :]
+    assert admit(NODE, wire.ACK, len(body)) is None
+    assert list(short.took_last()) == list(whole.receive(wire.ACK, 0, body))
+    fields = [name for name in Session.__slots__ if name != "_shared"]
+    assert [getattr(short, f) for f in fields] == [getattr(whole, f) for f in fields]
+    assert list(short.pump()) == list(whole.pump())
+
+
+def test_one_change_for_many_nodes_is_put_together_once() -> None:
+    docs = FakeDocs()
+    shared = Shared(docs)
+    sessions = [Session(shared, f"edge-{i}") for i in range(3)]
+    for session in sessions:
+        session.receive(wire.HELLO, 0, hello())
+        session.welcomed(MATCH)
+    key = docs.put("configmap/d/c", b"text")
+    first, second, third = [change(session, key) for session in sessions]
+    assert names(first) == ["SET"] and first[0] is second[0] and second is third

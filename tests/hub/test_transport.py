@@ -288,9 +288,9 @@ async def test_frames_of_one_turn_leave_in_one_write(pki: Pki, client: ssl.SSLCo
             def __getattr__(self, name: str) -> Any:
                 return getattr(real, name)
 
-            def send(self, data: bytes) -> int:
+            def write(self, data: bytes) -> int:
                 writes.append(len(data))
-                return real.send(data)
+                return real.write(data)
 
         conn.sock = Spy()  # type: ignore[assignment]
         for _ in range(10):
@@ -298,4 +298,63 @@ async def test_frames_of_one_turn_leave_in_one_write(pki: Pki, client: ssl.SSLCo
         assert await reader.readexactly(50) == b"frame" * 10
         assert writes == [50]
         conn.sock = real
+        await hang_up(writer)
+
+
+async def test_an_answer_overtakes_nothing_that_was_sent_before(pki: Pki, client: ssl.SSLContext) -> None:
+    async with serving(pki) as on:
+        reader, writer = await on.dial(client)
+        await until(lambda: len(on.echo.open) == 1)
+        conn = on.echo.open[0]
+        conn.answer(b"at once ")
+        assert on.port.counters.bytes_out == 8 and conn.backlog_bytes == 0
+        conn.send(b"queued ")
+        conn.answer(b"behind it ")
+        long = b"y" * 40_000
+        conn.answer(long)
+        wanted = b"at once queued behind it " + long
+        assert await reader.readexactly(len(wanted)) == wanted
+        await hang_up(writer)
+
+
+async def test_answers_to_a_peer_that_does_not_read_wait_in_order(pki: Pki, client: ssl.SSLContext) -> None:
+    async with serving(pki) as on:
+        reader, writer = await on.dial(client)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await until(lambda: len(on.echo.open) == 1)
+        conn = on.echo.open[0]
+        wanted = b""
+        while not conn.backlog_bytes:  # until the kernel takes no more
+            piece = b"%08d" % len(wanted) * 2000
+            conn.answer(piece)
+            wanted += piece
+        assert on.port.backlog_bytes == conn.backlog_bytes == 16_000
+        conn.answer(b"last")
+        writer.transport.resume_reading()  # type: ignore[attr-defined]
+        assert await reader.readexactly(len(wanted) + 4) == wanted + b"last"
+        assert conn.backlog_bytes == 0
+        await hang_up(writer)
+
+
+async def test_an_answer_to_a_peer_that_is_gone_ends_the_connection_once(
+    pki: Pki, client: ssl.SSLContext
+) -> None:
+    async with serving(pki) as on:
+        _, writer = await on.dial(client)
+        await until(lambda: len(on.echo.open) == 1)
+        conn = on.echo.open[0]
+        conn.sock.shutdown(socket.SHUT_RDWR)
+        conn.answer(b"x")
+        conn.answer(b"y")
+        assert on.echo.ended == ["broken"] and len(on.port) == 0
+        await hang_up(writer)
+
+
+@pytest.mark.parametrize("size", [1, 447, 448, 449, 16_383, 16_384, 16_385, 33_000])
+async def test_a_record_of_any_length_is_received_whole(pki: Pki, client: ssl.SSLContext, size: int) -> None:
+    async with serving(pki) as on:
+        reader, writer = await on.dial(client)
+        data = bytes(97 + i % 26 for i in range(size))
+        writer.write(data)
+        assert await reader.readexactly(size) == data.upper()
         await hang_up(writer)

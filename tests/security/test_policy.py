@@ -5,7 +5,7 @@ import time
 import pytest
 
 from edgelite import wire
-from security.policy import JOINING, NODE, admit, may_report, message_bytes_max
+from security.policy import JOINING, NODE, admit, limits_of, may_report, message_bytes_max
 
 FROM_A_NODE = {
     wire.HELLO, wire.GOAWAY, wire.PING, wire.PAIRS, wire.ACK, wire.NACK, wire.REPORT, wire.DATA, wire.CREDIT,
@@ -34,6 +34,17 @@ def test_a_message_is_admitted_up_to_its_limit() -> None:
     assert admit(JOINING, wire.JOIN, 16385) is not None
     assert message_bytes_max(JOINING) == 16384
     assert message_bytes_max(NODE) == wire.MESSAGE_BYTES_MAX
+
+
+def test_the_table_of_limits_says_what_admission_says() -> None:
+    for kind in (JOINING, NODE):
+        limits = limits_of(kind)
+        for frame in range(256):
+            limit = limits.get(frame, -1)
+            assert all(
+                (admit(kind, frame, size) is None) == (size <= limit)
+                for size in (0, max(limit, 0), limit + 1)
+            )
 
 
 def test_a_refusal_says_who_may_not_send_what() -> None:
