@@ -1,7 +1,8 @@
 """Kubernetes events of one pod, folded and bounded. [pure]
 
-The first event of a (reason, field) goes out at once; repetitions within FOLD_S are folded into one that carries their
-count. At most BURST events at once and one per REFILL_S afterwards leave per pod, like the kubelet's spam filter.
+The first event of a (reason, field, topic) goes out at once; repetitions within FOLD_S are folded into one that carries
+their count. The topic is the message up to its first colon: a liveness probe that fails is not a repetition of a readiness
+probe that does, though both are Unhealthy. At most BURST events at once and one per REFILL_S afterwards leave per pod, like the kubelet's spam filter.
 What is over that is folded further, so a count is late but never lost while the pod lives.
 """
 
@@ -20,19 +21,20 @@ class PodEvents:
     def __init__(self) -> None:
         self._tokens = float(BURST)
         self._refilled: "float | None" = None
-        self._folds: "dict[tuple[str, str], _Fold]" = {}
+        self._folds: "dict[tuple[str, str, str], _Fold]" = {}
         self._ready: "list[dict[str, Any]]" = []
 
     def add(self, kind: str, reason: str, message: str, field: str, now: float, wall: float) -> None:
         """kind: Normal or Warning; field: e.g. spec.containers{app}, or ""."""
         message = message if len(message) <= MESSAGE_MAX else message[: MESSAGE_MAX - 3] + "..."
-        fold = self._folds.get((reason, field))
+        key = (reason, field, message.split(":", 1)[0])
+        fold = self._folds.get(key)
         if fold is None:
             if len(self._folds) >= KINDS_MAX:
-                # Only reasons and containers make keys, so this takes a pod of absurd shape: oldest goes.
+                # Reasons, containers and a few topics make keys, so this takes a pod of absurd shape: oldest goes.
                 oldest = min(self._folds, key=lambda k: self._folds[k].until)
                 del self._folds[oldest]
-            fold = self._folds[(reason, field)] = _Fold(now)
+            fold = self._folds[key] = _Fold(now)
         fold.note(kind, message, wall)
         self._flush(now)
 
@@ -56,7 +58,7 @@ class PodEvents:
         if self._refilled is not None:
             self._tokens = min(float(BURST), self._tokens + (now - self._refilled) / REFILL_S)
         self._refilled = now
-        for (reason, field), fold in self._folds.items():
+        for (reason, field, _), fold in self._folds.items():
             if not fold.count or fold.until > now or self._tokens < 1:
                 continue
             self._tokens -= 1

@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from edgelite.podactions import Check, Hook, Stop
     from edgelite.podenv import Library, NodeFacts
     from edgelite.reconcile import Pod
-    from edgelite.runtimes.base import Runtime
+    from edgelite.runtimes.base import LogSink, Runtime
     from edgelite.volumes import Volumes
     from edgelite.workloads import Clock
 
 HOOK_TIMEOUT_S = 300.0
+READERS_S = (
+    2.0  # what readers of a log get to reach its end before it is removed; one without credit never would
+)
+READERS_TURN_S = 0.05
 
 
 class PodTasks:
@@ -50,6 +54,7 @@ class PodTasks:
         self._clock = clock
         self._touch = touch
         self._trouble = trouble
+        self._readers: "dict[str, int]" = {}  # of logs, by the pod's UID
 
     def _times(self) -> "tuple[float, float]":
         return self._clock.now(), self._clock.wall()
@@ -176,8 +181,21 @@ class PodTasks:
         pod.checked(act.name, act.attempt, act.kind, ok, text, *self._times())
         self._touch(pod.uid)
 
+    def logs(self, uid: str, container: str, options: "dict[str, Any]", out: "LogSink") -> "Steps":
+        """Writes a container's log to `out`. Unlike the others it fails, with RuntimeFailure and what `out` raises."""
+        self._readers[uid] = self._readers.get(uid, 0) + 1
+        try:
+            yield from self._runtime.logs(uid, container, options, out)
+        finally:
+            self._readers[uid] -= 1
+            if not self._readers[uid]:
+                del self._readers[uid]
+
     def remove(self, pod: "Pod") -> "Steps":
-        """Removes everything of a pod of which nothing runs."""
+        """Removes everything of a pod of which nothing runs, when those who follow its logs have had the last lines."""
+        until = self._loop.now() + READERS_S
+        while self._readers.get(pod.uid) and self._loop.now() < until:
+            yield Wait(-1, 0, self._loop.now() + READERS_TURN_S)
         try:
             yield from self._runtime.remove(pod.uid)
             yield from self._volumes.remove(pod.uid)

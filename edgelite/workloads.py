@@ -408,7 +408,7 @@ class Workloads:
             raise RuntimeFailure(
                 "BadRequest", title + " is waiting to start: " + (found.reason or "ContainerCreating")
             )
-        yield from self._runtime.logs(uid, container, options, out)
+        yield from self._tasks.logs(uid, container, options, out)
 
     def resync(self) -> None:
         """Reports every pod's status anew: the hub may know nothing of what it was told.

@@ -6,6 +6,7 @@ from edgelite import podrecovery
 from edgelite.containers import EXITED, RUNNING, STARTING, WAITING
 from edgelite.podactions import Check, Event, Gone, Hook, Remove, Report, Save, Start, Stop
 from edgelite.podenv import NodeFacts
+from edgelite.podevents import PodEvents
 from edgelite.reconcile import Pod
 from edgelite.runtimes.base import Status
 
@@ -597,6 +598,17 @@ def test_a_stop_that_failed_is_tried_again():
     assert b.stops() == [] and b.pod.deadline() is not None
     b.step(10)
     assert b.stops() == [("app", 0)]
+
+
+def test_events_of_one_reason_about_different_things_are_told_apart():
+    events = PodEvents()
+    for n in range(3):
+        events.add("Warning", "Unhealthy", f"Readiness probe failed: exit code {n}", "f", n, n)
+        events.add("Warning", "Unhealthy", f"Liveness probe failed: exit code {n}", "f", n, n)
+    told = [(e["message"], e["count"]) for e in events.take(3)]
+    assert told == [("Readiness probe failed: exit code 0", 1), ("Liveness probe failed: exit code 0", 1)]
+    told = [(e["message"], e["count"]) for e in events.take(100)]
+    assert told == [("Readiness probe failed: exit code 2", 2), ("Liveness probe failed: exit code 2", 2)]
 
 
 def test_repeated_events_are_folded_and_counted():

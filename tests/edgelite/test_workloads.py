@@ -137,6 +137,11 @@ class FakeRuntime(Runtime):
 
     def logs(self, uid, container, options, out):
         yield from out.write(b"hello\n")
+        while options.get("follow") and uid not in self.removed:
+            yield Wait(-1, 0, now() + 0.1)
+            if (uid, container) in self.past:
+                yield from out.write(b"bye\n")
+                return
 
 
 class Node:
@@ -564,6 +569,17 @@ def test_logs_come_from_the_runtime_or_say_why_not(node):
     assert reader.data == b"hello\n"
     with pytest.raises(RuntimeFailure, match="previous terminated"):
         node.run(node.workloads.logs("u1", "app", {"previous": True}, reader))
+
+
+def test_who_follows_a_log_hears_the_last_words_of_a_pod_that_is_removed(node):
+    node.set(KEY, pod())
+    node.until(lambda: node.phase() == "Running")
+    reader = Reader()
+    node.loop.spawn(node.workloads.logs("u1", "app", {"follow": True}, reader), "reader")
+    node.until(lambda: reader.data)
+    node.set(KEY, pod(delete=1))
+    node.until(lambda: ("gone", KEY, {}) in node.reports)
+    assert reader.data == b"hello\nbye\n"
 
 
 def test_resync_says_every_status_again(node):
