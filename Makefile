@@ -8,7 +8,7 @@ export CLOUDHUB_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cloudhub
 PYTEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench deps-ci clean
+.PHONY: help demo test check format bench wheel deps-ci clean
 
 help:
 	@echo "make demo      an embedded hub, two agents, the examples; ARGS=--once exits after the report"
@@ -16,6 +16,7 @@ help:
 	@echo "make check     format, lint, types, import layers; writes nothing"
 	@echo "make format    formats the code"
 	@echo "make bench     measures; one JSON object per line"
+	@echo "make wheel     dist/cloudhub-*.whl: hub and agent; the agent needs nothing else"
 	@echo "make deps-ci   installs what the tests need beyond PyPI (root, Debian)"
 
 $(VENV)/hub.stamp: pyproject.toml
@@ -50,8 +51,12 @@ format: $(VENV)/test.stamp
 bench: $(VENV)/test.stamp
 	@$(BIN)/python -m tests.bench $(ARGS)
 
+wheel: $(VENV)/hub.stamp
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
 deps-ci:
 	.ci/deps
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
