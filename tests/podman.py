@@ -51,7 +51,7 @@ class Podman:
 
     def run(self, *args: str, check: bool = True) -> str:
         """The output of a podman command on this service's storage."""
-        done = subprocess.run(self._argv(*args), env=self.env, capture_output=True, text=True)
+        done = subprocess.run(self._argv(*args), env=self.env, cwd=self.root, capture_output=True, text=True)
         if check and done.returncode:
             raise AssertionError(f"podman {' '.join(args)}: {done.stderr}")
         return done.stdout
@@ -82,8 +82,9 @@ class Podman:
         log = (self.root / "service.log").open("ab")
         argv = self._argv("system", "service", "--time", "0", "unix://" + self.socket)
         with log:
+            # A monitor that sees its container run out of memory leaves a file where the service was started.
             self._service = subprocess.Popen(
-                argv, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                argv, env=self.env, cwd=self.root, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         limit = time.monotonic() + START_S
         while not os.path.exists(self.socket):
