@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 POLL_S = 0.05
+JOIN_TRIES = 30
+BUSY = ("Unavailable", "TooManyJoins")
+"""A hub's reasons to come back by oneself; all others are for a person to read."""
 
 
 def join(values: "dict[str, Any]") -> int:
@@ -63,9 +66,7 @@ def _enrol(values: "dict[str, Any]", data_dir: str, config: Config) -> int:
         from edgelite import enroll
 
         try:
-            facts = enroll.join(
-                values["hub"], values["token"], data_dir=data_dir, name=values["name"], labels=config.labels
-            )
+            facts = _join_patiently(values, data_dir, config)
         except enroll.EnrollError as error:
             return _fail("cannot join %s: %s" % (values["hub"], error), FAILED)
         save_config(data_dir, config)
@@ -75,6 +76,25 @@ def _enrol(values: "dict[str, Any]", data_dir: str, config: Config) -> int:
         return _fail(str(error), USAGE)
     except OSError as error:
         return _fail("cannot write to %s: %s" % (data_dir, error), FAILED)
+
+
+def _join_patiently(values: "dict[str, Any]", data_dir: str, config: Config) -> "dict[str, Any]":
+    """Joins; comes back to a hub that says it is busy, for about a minute: a whole fleet may join at once. The key on
+    disk makes a repeat safe. Raises EnrollError."""
+    from edgelite import enroll
+
+    tries = 0
+    while True:
+        try:
+            return enroll.join(
+                values["hub"], values["token"], data_dir=data_dir, name=values["name"], labels=config.labels
+            )
+        except enroll.EnrollError as error:
+            tries += 1
+            if not error.retryable or error.code not in BUSY or tries >= JOIN_TRIES:
+                raise
+            sys.stderr.write("edgelite: %s; trying again\n" % error)
+        time.sleep(1.0 + os.urandom(1)[0] / 128.0)
 
 
 def _wanted_config(values: "dict[str, Any]") -> Config:

@@ -83,6 +83,8 @@ class Joining:
         self._retry_s = retry_s
         self._node_ttl_s = node_ttl_s
         self._gate = asyncio.Semaphore(JOINS_AT_ONCE)
+        self._spending = asyncio.Lock()
+        """Machines with the same token would otherwise only make each other read it again."""
         self._waiting = 0
         self.granted = 0
         self.refused = 0
@@ -192,7 +194,8 @@ class Joining:
             return obj
 
         try:
-            await self._registry.mutate(JOINTOKENS, "", token_id, redeem)
+            async with self._spending:
+                await self._registry.mutate(JOINTOKENS, "", token_id, redeem)
         except errors.NotFound:
             raise join.unknown_token() from None
         return granted[0]

@@ -389,3 +389,29 @@ def answer_join(hub):
     facts = {"cert": cert, "bundle": [hub.ca.root_pem], "node": "n1", "trust_domain": DOMAIN}
     second.send(wire.JOINED, dict(facts, hub="hub." + DOMAIN, edge=None))
     second.ended()
+
+
+def test_join_comes_back_to_a_busy_hub_and_to_no_other_refusal(monkeypatch, tmp_path, capsys):
+    from edgelite import commands, enroll
+    from edgelite.config import Config
+    from edgelite.credentials import EnrollError
+
+    busy = [EnrollError("TooManyJoins", "the hub refused: many machines join at this moment", True)] * 2
+    calls = []
+
+    def fake_join(hub, token, **options):
+        calls.append(hub)
+        if busy:
+            raise busy.pop()
+        return {"node": "n1"}
+
+    monkeypatch.setattr(enroll, "join", fake_join)
+    monkeypatch.setattr(commands.time, "sleep", lambda seconds: None)
+    values = {"hub": "h:1", "token": "t", "name": None}
+    assert commands._join_patiently(values, str(tmp_path), Config())["node"] == "n1"
+    assert len(calls) == 3
+    assert "trying again" in capsys.readouterr().err
+    busy.append(EnrollError("TokenUsed", "the hub refused: used", False))
+    with pytest.raises(EnrollError):
+        commands._join_patiently(values, str(tmp_path), Config())
+    assert len(calls) == 4

@@ -141,3 +141,35 @@ async def test_a_certificate_is_renewed_over_the_channel_for_the_same_name_only(
         names = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
         assert uris == ["spiffe://cloudhub.local/node/default/shop-7/edge-1"]
+
+
+async def test_forty_machines_that_join_at_once_with_one_token_all_get_in(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with hub(pki) as h:
+        read = h.registry.get
+
+        async def read_from_a_disk(*which: Any) -> Any:
+            stored = await read(*which)
+            await asyncio.sleep(0.001)  # time in which others write: what a store in memory never gives
+            return stored
+
+        monkeypatch.setattr(h.registry, "get", read_from_a_disk)
+        text = await token(h, pool="shop", count=40)
+        joins = [h.gateway.joining.join(json.dumps(join_body(text, n)).encode()) for n in range(40)]
+        answers = [json.loads(body) for body in await asyncio.gather(*joins)]
+        assert len({answer["node"] for answer in answers}) == 40
+
+
+def join_body(text: str, n: int) -> dict[str, Any]:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from tests.hub.edge_pki import csr
+
+    return {
+        "token": text,
+        "csr": csr(ec.generate_private_key(ec.SECP256R1())),
+        "name": None,
+        "labels": {},
+        "info": {},
+    }
