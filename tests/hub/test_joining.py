@@ -148,8 +148,11 @@ async def test_forty_machines_that_join_at_once_with_one_token_all_get_in(
 ) -> None:
     async with hub(pki) as h:
         read = h.registry.get
+        reads = 0
 
         async def read_from_a_disk(*which: Any) -> Any:
+            nonlocal reads
+            reads += which[0] == JOINTOKENS
             stored = await read(*which)
             await asyncio.sleep(0.001)  # time in which others write: what a store in memory never gives
             return stored
@@ -159,6 +162,7 @@ async def test_forty_machines_that_join_at_once_with_one_token_all_get_in(
         joins = [h.gateway.joining.join(json.dumps(join_body(text, n)).encode()) for n in range(40)]
         answers = [json.loads(body) for body in await asyncio.gather(*joins)]
         assert len({answer["node"] for answer in answers}) == 40
+        assert reads == 40, "machines made each other read the token again"
 
 
 def join_body(text: str, n: int) -> dict[str, Any]:
