@@ -22,6 +22,10 @@ V = TypeVar("V", bound=HasMeta)
 DeltaType = Literal["ADDED", "MODIFIED", "DELETED"]
 HISTORY_MAX = 10_000
 """Deltas kept for API watches that resume from the past; older ones are replayed from the store."""
+HISTORY_BYTES_MAX = 8 << 20
+"""The same in bytes, since an object may have any size up to the store's bound."""
+VIEW_BYTES = 1000
+"""What a delta keeps beside the objects' bytes, about."""
 LIST_PAGE = 1000
 
 
@@ -53,7 +57,8 @@ class Informer(Generic[V]):
         self._store = store
         self._prefix = keys.objects(res)
         self._handlers: list[Handler] = []
-        self._history: deque[Delta[V]] = deque(maxlen=HISTORY_MAX)
+        self._history: deque[Delta[V]] = deque()
+        self._history_bytes = 0
         self._history_after = 0
         self._reached = asyncio.Condition()
         self._synced = asyncio.Event()
@@ -132,6 +137,7 @@ class Informer(Generic[V]):
                 deltas.append(self._file(entry, entry.revision))
         deltas.sort(key=lambda d: d.revision)
         self._history.clear()
+        self._history_bytes = 0
         self._history_after = revision
         await self._advance(deltas, revision)
         return revision
@@ -189,13 +195,17 @@ class Informer(Generic[V]):
                 old = self.cache.drop((namespace, name))
                 if old is not None:
                     deltas.append(Delta("DELETED", old, old, revision))
-        if len(self._history) + len(deltas) > HISTORY_MAX:
-            overflow = len(self._history) + len(deltas) - HISTORY_MAX
-            self._history_after = max(
-                self._history_after, self._history[min(overflow, len(self._history)) - 1].revision
-            )
-        self._history.extend(deltas)
+        self._remember(deltas)
         return deltas
+
+    def _remember(self, deltas: Sequence[Delta[V]]) -> None:
+        """Keeps `deltas` for watches that resume, and forgets the oldest beyond the bounds."""
+        self._history.extend(deltas)
+        self._history_bytes += sum(map(_kept_bytes, deltas))
+        while len(self._history) > HISTORY_MAX or self._history_bytes > HISTORY_BYTES_MAX:
+            gone = self._history.popleft()
+            self._history_bytes -= _kept_bytes(gone)
+            self._history_after = max(self._history_after, gone.revision)
 
     async def _advance(self, deltas: Sequence[Delta[V]], revision: int) -> None:
         self.revision = revision
@@ -203,6 +213,12 @@ class Informer(Generic[V]):
             handler(deltas, revision)
         async with self._reached:
             self._reached.notify_all()
+
+
+def _kept_bytes(delta: Delta[Any]) -> int:
+    """What the history keeps alive for one delta, at most: often the cache holds the newest state as well."""
+    old = delta.old
+    return VIEW_BYTES + delta.entry.size + (old.size if old is not None and old is not delta.entry else 0)
 
 
 class Informers:

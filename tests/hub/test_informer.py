@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -114,6 +115,22 @@ async def test_the_past_is_bounded_and_says_so(monkeypatch: Any) -> None:
         assert informer.since(made[0].revision) is None
         past = informer.since(made[1].revision)
         assert past is not None and [d.entry.key[1] for d in past] == ["c2", "c3", "c4"]
+
+
+async def test_the_past_is_bounded_in_bytes_too(monkeypatch: Any) -> None:
+    monkeypatch.setattr(informer_module, "HISTORY_BYTES_MAX", 200_000)
+    store = MemoryStore()
+    registry, informer = Registry(store, Keys()), Informer[Any](store, Keys(), CONFIGMAPS)
+    async with running(informer):
+        for i in range(20):
+            big = configmap(f"c{i:02d}")
+            big["data"] = {"blob": os.urandom(25_000).hex()}  # about half of it is left when compressed
+            last = await registry.create(CONFIGMAPS, big)
+        await reached(informer, store)
+        assert informer._history_bytes <= 200_000
+        assert 3 <= len(informer._history) <= 8
+        assert informer.since(last.revision - 3) is not None
+        assert informer.since(last.revision - 10) is None
 
 
 async def test_a_compacted_past_is_bridged_by_a_list_whose_difference_arrives_as_deltas() -> None:
