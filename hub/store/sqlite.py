@@ -326,7 +326,7 @@ class SqliteStore:
                 waiting.answer.set_result(waiting.result)
 
     def _compact_now(self, connection: sqlite3.Connection, revision: int) -> None:
-        """Drops superseded versions up to `revision`. A failure leaves history longer than needed, nothing else."""
+        """Drops superseded versions up to `revision`. A failure leaves history longer than needed until the next one."""
         try:
             connection.execute("BEGIN IMMEDIATE")
             # Else a deletion of the newest tombstone would let a restart count revisions again.
@@ -339,8 +339,9 @@ class SqliteStore:
             )
             connection.execute("INSERT OR REPLACE INTO meta VALUES ('oldest', ?)", (str(revision),))
             connection.execute("COMMIT")
-        except sqlite3.Error:
+        except sqlite3.Error as failure:
             _roll_back(connection)
+            log.warning("old history stays in %s for now: %s", self._path, failure)
 
 
 def _connect(path: str) -> sqlite3.Connection:
