@@ -26,7 +26,8 @@ class Apply:
 
 class Close:
     """Flush what was sent, then close. `retry_s`: come back not earlier; None: not by yourself. `to`: go there at
-    once instead. `code` is one of ARCHITECTURE.md's GOAWAY codes, or `redirect`, `silent`."""
+    once instead. `code` is one of ARCHITECTURE.md's GOAWAY codes, or `redirect`, `silent`, `expired`
+    (this node's certificate has)."""
 
     __slots__ = ("code", "message", "retry_s", "to")
 
@@ -71,11 +72,12 @@ class Renewed:
 
 
 class Bundle:
-    """The roots to trust from now on, PEM."""
+    """The roots to trust from now on, PEM. `renew`: the hub asks for a renewal of the certificate, now."""
 
-    __slots__ = ("roots",)
+    __slots__ = ("renew", "roots")
 
-    def __init__(self, roots: "list[str]") -> None:
+    def __init__(self, roots: "list[str]", renew: bool = False) -> None:
+        self.renew = renew
         self.roots = roots
 
 

@@ -57,7 +57,11 @@ def removing(path: str) -> "Generator[None, None, None]":
         return
     except (IsADirectoryError, PermissionError):
         if os.path.islink(path) or not os.path.isdir(path):
-            raise
+            if os.name != "nt":
+                raise
+            os.chmod(path, 0o600)  # read-only files cannot be removed there
+            os.unlink(path)
+            return
     try:
         names = os.listdir(path)
     except PermissionError:  # a folder that its owner may not read

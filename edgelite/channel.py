@@ -12,7 +12,7 @@ import socket
 import ssl
 from collections import deque
 
-from edgelite.loop import POLLIN, POLLOUT, Wait
+from edgelite.loop import POLLIN, POLLOUT, Wait, wakeup
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ _resolving = [0]
 
 
 class ChannelError(Exception):
-    """The connection could not be made, or is lost. `code`: resolve, connect, certificate, tls, timeout, lost, slow."""
+    """The connection could not be made, or is lost. `code`: resolve, connect, certificate, expired (this
+    node's certificate has, as the hub says), tls, timeout, lost, slow."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -75,7 +76,7 @@ class Channel:
             except ChannelError as error:
                 self.close()
                 last = error
-                if error.code in ("certificate", "tls"):
+                if error.code in ("certificate", "expired", "tls"):
                     break  # it answered: trying another address of the same name would not help
         raise last
 
@@ -125,7 +126,8 @@ class Channel:
                     % (where, self._server_name, error.verify_message),
                 ) from error
             except ssl.SSLError as error:
-                raise ChannelError("tls", "TLS with %s failed: %s" % (where, _reason(error))) from error
+                code = "expired" if "certificate expired" in _reason(error) else "tls"
+                raise ChannelError(code, "TLS with %s failed: %s" % (where, _reason(error))) from error
             except OSError as error:
                 raise ChannelError(
                     "lost", "%s closed the connection in the handshake: %s" % (where, error)
@@ -257,16 +259,16 @@ def resolve(
         raise ChannelError("resolve", "the name server has not answered %d earlier questions" % RESOLVERS_MAX)
     import _thread
 
-    r, w = os.pipe()
     answer: "list[Any]" = []
+    done = _Shared()
     _resolving[0] += 1
-    _thread.start_new_thread(_look_up, (host, port, answer, w))
+    _thread.start_new_thread(_look_up, (host, port, answer, done))
     try:
-        ready = yield Wait(r, POLLIN, deadline)
+        ready = yield Wait(done.wakeup.fileno(), POLLIN, deadline)
         while ready and not answer:
-            ready = yield Wait(r, POLLIN, deadline)
+            ready = yield Wait(done.wakeup.fileno(), POLLIN, deadline)
     finally:
-        os.close(r)
+        done.release()
     if not answer:
         raise ChannelError("resolve", "the name server does not answer for %s" % host)
     if isinstance(answer[0], Exception):
@@ -275,14 +277,33 @@ def resolve(
     return found[:ADDRESSES_MAX]
 
 
-def _look_up(host: str, port: int, answer: "list[Any]", w: int) -> None:
+class _Shared:
+    """A wake-up between a task and a thread, either of which may be done with it first; the second closes it."""
+
+    def __init__(self) -> None:
+        import _thread
+
+        self.wakeup = wakeup()
+        self._lock = _thread.allocate_lock()
+        self._owners = 2
+
+    def release(self) -> None:
+        with self._lock:
+            self._owners -= 1
+            last = not self._owners
+        if last:
+            self.wakeup.close()
+
+
+def _look_up(host: str, port: int, answer: "list[Any]", done: _Shared) -> None:
     try:
         answer.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     except (OSError, UnicodeError) as error:
         answer.append(error)
     finally:
         _resolving[0] -= 1
-        os.close(w)  # the reader sees the end of the pipe
+        done.wakeup.ring()
+        done.release()
 
 
 def _reason(error: "ssl.SSLError") -> str:
@@ -297,8 +318,10 @@ def _lost(error: OSError) -> ChannelError:
         if "certificate" in reason or "unknown ca" in reason:
             text = (
                 "the hub does not accept this node's certificate (%s): check this machine's clock and the hub's address, "
-                "or join anew with a new token"
+                "or join anew with a token made with --replace"
             )
-            return ChannelError("certificate", text % reason)
+            return ChannelError(
+                "expired" if "certificate expired" in reason else "certificate", text % reason
+            )
         return ChannelError("tls", "the hub ended the connection: %s" % reason)
     return ChannelError("lost", "the connection broke: %s" % error)

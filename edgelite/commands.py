@@ -1,13 +1,10 @@
 """What the commands of `edgelite.cli` do."""
 
-import json
 import os
 import signal
 import sys
 import time
 
-from edgelite import __version__
-from edgelite.cli import DRAIN_TIMEOUT_S, FAILED, IN_USE, NOT_JOINED, STOP_TIMEOUT_S, USAGE
 from edgelite.config import (
     LEVELS,
     Config,
@@ -18,83 +15,105 @@ from edgelite.config import (
     load_membership,
     save_config,
 )
+from edgelite.exits import FAILED, IN_USE, NOT_JOINED, USAGE, fail
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
 POLL_S = 0.05
+STOP_TIMEOUT_S = 15.0
+DRAIN_TIMEOUT_S = 600.0
 JOIN_TRIES = 30
-BUSY = ("Unavailable", "TooManyJoins")
-"""A hub's reasons to come back by oneself; all others are for a person to read."""
+TOKEN_CHARS_MAX = 4096
+BUSY = ("Unavailable", "TooManyJoins", "RateLimited")
+"""A hub's reasons to come back by oneself, besides that an operator has to approve; all others are for a person to read."""
 
 
 def join(values: "dict[str, Any]") -> int:
-    """Enrols, writes config.json, then becomes the agent."""
+    """Enrols, writes config.json, then becomes the agent, unless `no-run` is given."""
     data_dir = values["data-dir"]
+    if values["token"] == "-":  # noqa: S105
+        values["token"] = sys.stdin.readline(TOKEN_CHARS_MAX).strip()
     try:
         config = _wanted_config(values)
         os.makedirs(data_dir, mode=0o700, exist_ok=True)
         lock = PidFile(data_dir)
         lock.acquire()
     except ConfigError as error:
-        return _fail(str(error), USAGE)
+        return fail(str(error), USAGE)
     except Locked as error:
-        return _fail(str(error), IN_USE)
+        return fail(str(error), IN_USE)
     except OSError as error:
-        return _fail("cannot use the data directory: %s" % error, FAILED)
+        return fail("cannot use the data directory: %s" % error, FAILED)
     try:
         code = _enrol(values, data_dir, config)
     finally:
         lock.release()
-    return code or become_agent(data_dir, "run", config.log_level)
+    if code or values["no-run"] is True:
+        return code
+    return become_agent(data_dir, "run", config.log_level)
 
 
 def _enrol(values: "dict[str, Any]", data_dir: str, config: Config) -> int:
     """0 when the directory has joined with this token, now or before."""
     try:
-        if load_membership(data_dir) is not None:
-            if load_config(data_dir).token != config.token:
-                return _fail(
-                    "%s has joined already; `edgelite run --data-dir %s` runs it, another node needs another "
-                    "directory" % (data_dir, data_dir),
-                    FAILED,
-                )
+        membership = load_membership(data_dir)
+        if membership is not None and load_config(data_dir).token == config.token:
             save_config(data_dir, config)
             return 0
+        if membership is not None:
+            if not values["again"]:
+                return fail(
+                    "%s has joined already; `edgelite run --data-dir %s` runs it, another node needs another "
+                    "directory; --again joins anew as the same node" % (data_dir, data_dir),
+                    FAILED,
+                )
         from edgelite import enroll
 
         try:
             facts = _join_patiently(values, data_dir, config)
         except enroll.EnrollError as error:
-            return _fail("cannot join %s: %s" % (values["hub"], error), FAILED)
+            return fail("cannot join %s: %s" % (values["hub"], error), FAILED)
         save_config(data_dir, config)
         sys.stderr.write("edgelite: joined %s as node %s\n" % (values["hub"], facts["node"]))
         return 0
     except ConfigError as error:
-        return _fail(str(error), USAGE)
+        return fail(str(error), USAGE)
     except OSError as error:
-        return _fail("cannot write to %s: %s" % (data_dir, error), FAILED)
+        return fail("cannot write to %s: %s" % (data_dir, error), FAILED)
 
 
 def _join_patiently(values: "dict[str, Any]", data_dir: str, config: Config) -> "dict[str, Any]":
-    """Joins; comes back to a hub that says it is busy, for about a minute: a whole fleet may join at once. The key on
-    disk makes a repeat safe. Raises EnrollError."""
+    """Joins; comes back to a hub that says it is busy, for about a minute: a whole fleet may join at once. Where an
+    operator has to approve, it asks as often as the hub says until that is decided. The key on disk makes a repeat safe,
+    also after a restart. Raises EnrollError."""
     from edgelite import enroll
 
-    tries = 0
+    tries, said = 0, ""
     while True:
         try:
             return enroll.join(
-                values["hub"], values["token"], data_dir=data_dir, name=values["name"], labels=config.labels
+                values["hub"],
+                values["token"],
+                data_dir=data_dir,
+                name=values["name"],
+                labels=config.labels,
+                again=values["again"] is True,
             )
         except enroll.EnrollError as error:
-            tries += 1
-            if not error.retryable or error.code not in BUSY or tries >= JOIN_TRIES:
-                raise
-            sys.stderr.write("edgelite: %s; trying again\n" % error)
-        time.sleep(1.0 + os.urandom(1)[0] / 128.0)
+            wait_s = 1.0 + os.urandom(1)[0] / 128.0 if error.retry_s is None else max(error.retry_s, 0.1)
+            if error.code == enroll.PENDING and error.retryable:
+                tries = 0
+                if error.message != said:
+                    said = error.message
+                    sys.stderr.write("edgelite: %s\n" % said)
+            else:
+                tries += 1
+                if not error.retryable or error.code not in BUSY or tries >= JOIN_TRIES:
+                    raise
+                sys.stderr.write("edgelite: %s; trying again in %.0f s\n" % (error, wait_s))
+        time.sleep(wait_s)
 
 
 def _wanted_config(values: "dict[str, Any]") -> Config:
@@ -118,6 +137,13 @@ def _wanted_config(values: "dict[str, Any]") -> Config:
         if not values["pods-max"].isdigit():
             raise ConfigError("--pods-max %s is no number" % values["pods-max"])
         fields["pods_max"] = int(values["pods-max"])
+    fields["update_keys"] = list(values["update-key"])
+    if fields["update_keys"]:
+        from edgelite.updateplan import key_fault
+
+        fault = key_fault(fields["update_keys"])
+        if fault:
+            raise ConfigError("--update-key: " + fault)
     fields["allow_privileged"] = values["allow-privileged"] is True
     fields["allow_secret_files"] = values["allow-secret-files"] is True
     fields["token"] = hashlib.sha256(values["token"].encode()).hexdigest()[:32]
@@ -129,7 +155,7 @@ def run(values: "dict[str, Any]") -> int:
     data_dir = values["data-dir"]
     try:
         if load_membership(data_dir) is None:
-            return _fail(
+            return fail(
                 "%s has not joined a hub; `edgelite join --help` says how" % data_dir,
                 NOT_JOINED,
             )
@@ -138,71 +164,76 @@ def run(values: "dict[str, Any]") -> int:
         if level not in LEVELS:
             raise ConfigError("--log-level is %r; it has to be one of %s" % (level, ", ".join(LEVELS)))
     except ConfigError as error:
-        return _fail(str(error), USAGE)
-    return become_agent(data_dir, "run", level)
+        return fail(str(error), USAGE)
+    return become_agent(
+        data_dir, "run", level, os.path.abspath(values["log-dir"]) if values["log-dir"] else ""
+    )
 
 
-def become_agent(data_dir: str, mode: str, level: str) -> int:
-    """Replaces this process by a slim interpreter with the resident agent; where there is no file to start it from
-    (an archive), the agent runs here."""
-    entry = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
+def become_agent(data_dir: str, mode: str, level: str, log_dir: str = "") -> int:
+    """Replaces this process by a slim interpreter with the resident agent. An archive is unpacked for that; where that
+    cannot be, or there is no file to start (a one-file executable's own release), or a process cannot be replaced (Windows),
+    the agent runs here."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if sys.executable and os.path.exists(entry) and not getattr(sys, "frozen", False):
-        # The interpreter that runs us, with arguments of our own.
-        os.execv(  # noqa: S606
-            sys.executable, [sys.executable, "-I", "-S", entry, "--resident", data_dir, mode, level]
-        )
-    from edgelite.cli import resident
+    if mode == "run" and os.name == "nt" and not os.environ.get("EDGELITE_SLOT"):
+        from edgelite.winlauncher import Launcher
 
-    return resident(data_dir, mode, level)
+        return Launcher(data_dir, level, log_dir).run()
+    if mode == "run":
+        code = _other_release(data_dir, level, log_dir)
+        if code is not None:
+            return code
+    if os.name == "posix" and sys.executable:
+        entry = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
+        if not os.path.exists(entry):
+            entry = _unpacked(data_dir)
+        if entry:
+            # The interpreter that runs us, with arguments of our own.
+            os.execv(  # noqa: S606
+                sys.executable,
+                [sys.executable, "-I", "-S", entry, "--resident", data_dir, mode, level, log_dir],
+            )
+    from edgelite.resident import resident
+
+    return resident(data_dir, mode, level, log_dir)
 
 
-def run_agent(data_dir: str, mode: str, level: str) -> int:
-    """The resident agent from lock to end; the exit code."""
-    from edgelite.agent import Agent
-    from edgelite.console import Log
-    from edgelite.journal import JournalError
-    from edgelite.parts import Parts
-    from edgelite.port import Host
+def _other_release(data_dir: str, level: str, log_dir: str) -> "int | None":
+    """Becomes the release that an update has put in a slot, if one has; else None, or how a trial of it ended."""
+    if os.environ.get("EDGELITE_SLOT"):
+        return None  # this is the release that was chosen
+    archive = getattr(globals()["__loader__"], "archive", "")
+    os.environ["EDGELITE_BASE"] = archive or os.path.join(
+        os.path.dirname(os.path.abspath(__file__)), "__main__.py"
+    )
+    if not os.path.exists(os.path.join(data_dir, "update")):
+        return None
+    from edgelite.launcher import launch
 
-    log = Log(level)
+    return launch(data_dir, run_arguments(data_dir, level, log_dir))
+
+
+def run_arguments(data_dir: str, level: str, log_dir: str) -> "list[str]":
+    """`run` with these settings, as words."""
+    words = ["run", "--data-dir", data_dir, "--log-level", level]
+    return words + ["--log-dir", log_dir] if log_dir else words
+
+
+def _unpacked(data_dir: str) -> str:
+    """The entry of the archive that this is, on the disk; "" where it cannot be put there."""
+    from edgelite import unpacked
+
+    files = getattr(globals()["__loader__"], "files", None)
+    if not files:
+        return ""
     try:
-        membership = load_membership(data_dir)
-        if membership is None:
-            return _fail("%s has not joined a hub" % data_dir, NOT_JOINED)
-        config = load_config(data_dir)
-        lock = PidFile(data_dir)
-        lock.acquire()
-    except ConfigError as error:
-        return _fail(str(error), USAGE)
-    except Locked as error:
-        return _fail(str(error), IN_USE)
+        return unpacked.unpack(files, data_dir)
     except OSError as error:
-        return _fail("cannot use the data directory: %s" % error, FAILED)
-    os.umask(0o077)
-    host = Host(config.boot_id_file)
-    try:
-        agent = Agent(data_dir, config, membership, host, log, Parts(data_dir, config, host, membership.node))
-        for number, action in (
-            (signal.SIGTERM, agent.stop),
-            (signal.SIGINT, agent.stop),
-            (signal.SIGUSR1, agent.drain),
-            (signal.SIGHUP, agent.again),
-        ):
-            signal.signal(number, _handler(action))
-        return agent.run() if mode == "run" else agent.run_drain()
-    except (ConfigError, JournalError, OSError) as error:
-        return _fail(str(error), FAILED)
-    finally:
-        lock.release()
-
-
-def _handler(action: "Callable[[], None]") -> "Callable[[int, Any], None]":
-    def handle(number: int, frame: "Any") -> None:
-        action()
-
-    return handle
+        sys.stderr.write(
+            "edgelite: cannot unpack into %s (%s): running from the archive\n" % (data_dir, error)
+        )
+        return ""
 
 
 def stop(values: "dict[str, Any]") -> int:
@@ -213,7 +244,7 @@ def stop(values: "dict[str, Any]") -> int:
     try:
         timeout = float(text) if text is not None else (DRAIN_TIMEOUT_S if workloads else STOP_TIMEOUT_S)
     except ValueError:
-        return _fail("--timeout %s is no number of seconds" % text, USAGE)
+        return fail("--timeout %s is no number of seconds" % text, USAGE)
     try:
         lock = PidFile(data_dir)
         pid = lock.holder()
@@ -222,44 +253,19 @@ def stop(values: "dict[str, Any]") -> int:
                 return become_agent(data_dir, "drain", load_config(data_dir).log_level)
             sys.stderr.write("edgelite: no agent runs on %s\n" % data_dir)
             return 0
-        os.kill(pid, signal.SIGUSR1 if workloads else signal.SIGTERM)
+        if os.name == "nt":
+            from edgelite import winhost
+
+            winhost.tell(data_dir, winhost.DRAIN if workloads else winhost.STOP)
+        else:
+            os.kill(pid, signal.SIGUSR1 if workloads else signal.SIGTERM)
     except ConfigError as error:
-        return _fail(str(error), USAGE)
+        return fail(str(error), USAGE)
     except OSError as error:
-        return _fail("cannot stop the agent on %s: %s" % (data_dir, error), FAILED)
+        return fail("cannot stop the agent on %s: %s" % (data_dir, error), FAILED)
     until = time.monotonic() + timeout
     while lock.holder() == pid:
         if time.monotonic() > until:
-            return _fail("the agent (process id %d) has not ended after %g s" % (pid, timeout), FAILED)
+            return fail("the agent (process id %d) has not ended after %g s" % (pid, timeout), FAILED)
         time.sleep(POLL_S)
     return 0
-
-
-def status(values: "dict[str, Any]") -> int:
-    """Prints what the running agent last wrote about itself, as JSON."""
-    data_dir = values["data-dir"]
-    try:
-        membership = load_membership(data_dir)
-        if membership is None:
-            return _fail("%s has not joined a hub" % data_dir, NOT_JOINED)
-        shown: "dict[str, Any]" = {
-            "edgelite": __version__,
-            "node": membership.node,
-            "hub": membership.edge,
-            "state": "not running",
-        }
-        pid = PidFile(data_dir).holder()
-        if pid is not None:
-            with open(os.path.join(data_dir, "status.json")) as file:
-                shown.update(json.load(file))
-    except ConfigError as error:
-        return _fail(str(error), USAGE)
-    except (OSError, ValueError) as error:
-        return _fail("cannot read the agent's status: %s" % error, FAILED)
-    sys.stdout.write(json.dumps(shown, indent=2) + "\n")
-    return 0
-
-
-def _fail(message: str, code: int) -> int:
-    sys.stderr.write("edgelite: %s\n" % message)
-    return code

@@ -3,7 +3,7 @@
 import json
 import os
 
-from edgelite.port import write_atomically
+from edgelite.files import write_atomically
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,10 +25,14 @@ class Config:
     labels {}: the Node's labels beside those of the host.
     allow_privileged false: root, hostPath and hostNetwork are admitted.
     allow_secret_files false: Secrets may lie on a disk where there is no tmpfs.
+    static_pods "": the directory of manifests that run without the hub; empty: `manifests` in the data directory.
+    local_api true: pods that mount a service account's token reach a read-only API of the node itself.
     default_user 65534: the uid that workloads get when the agent is root and the pod names none.
     log_level "info": debug, info, warning or error.
     pods_max 110: pods this node offers.
     boot_id_file "": where the boot id is read; empty: the kernel's.
+    update_keys []: whose releases of the agent may replace this one: public keys of ECDSA P-256, 130 hex digits each (04, x, y).
+    update_minimum "": the oldest release that may, also where a downgrade was signed.
     token "": a hash of the token that was redeemed, so that the same `join` may be repeated.
     """
 
@@ -38,10 +42,14 @@ class Config:
         "labels": {},
         "allow_privileged": False,
         "allow_secret_files": False,
+        "static_pods": "",
+        "local_api": True,
         "default_user": 65534,
         "log_level": "info",
         "pods_max": 110,
         "boot_id_file": "",
+        "update_keys": [],
+        "update_minimum": "",
         "token": "",
     }
 
@@ -57,10 +65,14 @@ class Config:
         self.labels: "dict[str, str]" = dict(fields.get("labels", {}))
         self.allow_privileged: bool = fields.get("allow_privileged", False)
         self.allow_secret_files: bool = fields.get("allow_secret_files", False)
+        self.static_pods: str = fields.get("static_pods", "")
+        self.local_api: bool = fields.get("local_api", True)
         self.default_user: int = fields.get("default_user", 65534)
         self.log_level: str = fields.get("log_level", "info")
         self.pods_max: int = fields.get("pods_max", 110)
         self.boot_id_file: str = fields.get("boot_id_file", "")
+        self.update_keys: "list[str]" = list(fields.get("update_keys", []))
+        self.update_minimum: str = fields.get("update_minimum", "")
         self.token: str = fields.get("token", "")
         if self.runtime not in RUNTIMES:
             raise ConfigError("runtime is %r; it has to be one of %s" % (self.runtime, ", ".join(RUNTIMES)))
@@ -134,6 +146,9 @@ class Locked(Exception):
     """Another agent runs on this data directory."""
 
 
+LOCKED_BYTE = 1 << 20
+
+
 class PidFile:
     """agent.pid: locked by the running agent, whose process id it holds."""
 
@@ -153,7 +168,7 @@ class PidFile:
             )
         self._fd = fd
         os.ftruncate(fd, 0)
-        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        os.write(fd, b"%d\n" % os.getpid())
 
     def release(self) -> None:
         if self._fd >= 0:
@@ -178,6 +193,19 @@ class PidFile:
 
 def _lock(fd: int) -> bool:
     """Locks an open file for this process; False when another one has it. The lock ends with the descriptor."""
+    if os.name == "nt":
+        import msvcrt
+
+        # Windows lets nobody read what is locked, so it is a byte far behind the process id.
+        windows: "Any" = msvcrt
+        os.lseek(fd, LOCKED_BYTE, os.SEEK_SET)
+        try:
+            windows.locking(fd, windows.LK_NBLCK, 1)
+        except OSError:
+            return False
+        finally:
+            os.lseek(fd, 0, os.SEEK_SET)
+        return True
     import fcntl
 
     try:

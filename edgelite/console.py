@@ -23,10 +23,15 @@ class Log:
         self._least = LEVELS[level]
         self._stream = sys.stderr if stream is None else stream
         self._json = not self._stream.isatty()
+        self._copy: "Any" = None
         self._last = ""
         self._last_at = 0.0
         self._repeats = 0
         self.lost = 0
+
+    def copy_to(self, stream: "Any") -> None:
+        """Another text stream that gets every line as JSON from now on."""
+        self._copy = stream
 
     def debug(self, message: str, **fields: "Any") -> None:
         self._line("debug", message, fields)
@@ -51,15 +56,20 @@ class Log:
             fields = dict(fields, previous_line_repeated=self._repeats)
         self._last, self._last_at, self._repeats = message, now, 0
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + ".%03dZ" % (now * 1000 % 1000)
-        if self._json:
-            entry = {"time": stamp, "level": level, "message": message}
-            entry.update(fields)
-            text = json.dumps(entry)
-        else:
+        entry = {"time": stamp, "level": level, "message": message}
+        entry.update(fields)
+        whole = json.dumps(entry) + "\n"
+        text = whole
+        if not self._json:
             more = "".join([" %s=%s" % (k, v) for k, v in fields.items()])
-            text = "%s %-7s %s%s" % (stamp, level, message, more)
+            text = "%s %-7s %s%s\n" % (stamp, level, message, more)
+        self._put(self._stream, text)
+        if self._copy is not None:
+            self._put(self._copy, whole)
+
+    def _put(self, stream: "Any", text: str) -> None:
         try:
-            self._stream.write(text + "\n")
-            self._stream.flush()
+            stream.write(text)
+            stream.flush()
         except (OSError, ValueError):
             self.lost += 1

@@ -6,6 +6,7 @@ the old attempt runs.
 """
 
 from edgelite.probes import LIVENESS, READINESS, STARTUP, probes_of
+from edgelite.restarts import BACKOFF_MAX_S, BACKOFF_RESET_S, next_backoff
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,14 +24,6 @@ EXITED = "exited"
 INIT = "init"
 SIDECAR = "sidecar"  # an init container with restartPolicy Always
 APP = "app"
-
-BACKOFF_FIRST_S = 10.0
-BACKOFF_MAX_S = 300.0
-BACKOFF_RESET_S = 600.0  # a container that ran for so long starts from the first back-off again
-
-
-def next_backoff(seconds: float) -> float:
-    return min(BACKOFF_MAX_S, seconds * 2) if seconds else BACKOFF_FIRST_S
 
 
 class Container:

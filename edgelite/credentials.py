@@ -7,16 +7,19 @@ In the data directory, each file mode 0600, replaced atomically and fsynced:
     identity.pem   certificate chain and key; written last: whoever has it has joined
     identity.next  key of a renewal under way
 
+Functions that need P-256 import it themselves: the running agent needs it once in a week.
+
 Invariant: at every moment, also after a power cut, identity.pem holds a certificate with its own key, and bundle.pem
 loads. Not guaranteed: that the certificate is still valid; the hub decides that.
 """
 
 import errno
+import hashlib
 import json
 import os
 import ssl
 
-from edgelite import der, p256
+from edgelite import der
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +28,12 @@ if TYPE_CHECKING:
 
 ROOTS_MAX = 16
 FILE_BYTES_MAX = 256 * 1024
-CIPHERS_TLS12 = "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305"
+BINARY: int = getattr(os, "O_BINARY", 0)  # Windows would write other line ends
+CIPHERS_TLS12 = (
+    "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305"
+    ":ECDHE-RSA-AES128-GCM-SHA256:ECDHE-RSA-AES256-GCM-SHA384:ECDHE-RSA-CHACHA20-POLY1305"
+)
+"""This node's own key is P-256; a hub's may be of another kind."""
 
 IDENTITY, IDENTITY_NEW, IDENTITY_NEXT = "identity.pem", "identity.new", "identity.next"
 BUNDLE, FACTS = "bundle.pem", "node.json"
@@ -33,18 +41,22 @@ BUNDLE, FACTS = "bundle.pem", "node.json"
 
 class EnrollError(Exception):
     """Joining or the identity on disk failed. `code` is CamelCase for machines, the message has facts and remedy;
-    `retryable`: whether the same call may succeed later without anybody doing anything.
+    `retryable`: whether the same call may succeed later without anybody doing anything; `retry_s`: when, as the hub said,
+    or None.
 
-    Codes: TokenInvalid, TokenExpired, TokenUsed, PoolExhausted, NameNotAllowed, NameInvalid, NameTaken, SiteMismatch
-    and Refused (by the hub); OtherAuthority, NotAHub, Clock (verification); Unreachable, Timeout, Protocol (the
+    Codes: TokenInvalid, TokenExpired, TokenUsed, PoolExhausted, NameNotAllowed, NameInvalid, NameTaken, RejoinNotAllowed,
+    SiteMismatch, Denied, PendingApproval, RateLimited and Refused (by the hub); OtherAuthority, NotAHub, Clock (verification); Unreachable, Timeout, Protocol (the
     connection); AddressInvalid, AlreadyJoined, NotJoined, Damaged, KeyMismatch, Disk (here).
     """
 
-    def __init__(self, code: str, message: str, retryable: bool = False) -> None:
+    def __init__(
+        self, code: str, message: str, retryable: bool = False, retry_s: "float | None" = None
+    ) -> None:
         Exception.__init__(self, message)
         self.code = code
         self.message = message
         self.retryable = retryable
+        self.retry_s = retry_s
 
 
 def hub_dns_name(trust_domain: str) -> str:
@@ -55,6 +67,13 @@ def hub_dns_name(trust_domain: str) -> str:
 def hub_name(data_dir: str) -> str:
     """The DNS name that this node's hub must prove: what to pass as `server_hostname`. Raises EnrollError."""
     return str(load_facts(data_dir)["hub"])
+
+
+def is_foreign(data_dir: str) -> bool:
+    """Is this node of another trust domain than its hub? Then another authority issues its certificates, and puts them in
+    place. Raises EnrollError."""
+    facts = load_facts(data_dir)
+    return bool(facts["hub"] != hub_dns_name(facts["trust_domain"]))
 
 
 def load_facts(data_dir: str) -> "dict[str, Any]":
@@ -117,6 +136,8 @@ def renewal_due(data_dir: str, now: float, jitter: float) -> bool:
 def begin_renewal(data_dir: str, entropy: "Callable[[int], bytes]" = os.urandom) -> str:
     """The request (PEM) to send as RENEW. Its new key is on disk before it is sent, and the same one is used until
     `install_renewed`, however often this is called."""
+    from edgelite import p256
+
     node = load_facts(data_dir)["node"]
     path = os.path.join(data_dir, IDENTITY_NEXT)
     if os.path.exists(path):
@@ -132,9 +153,28 @@ def begin_renewal(data_dir: str, entropy: "Callable[[int], bytes]" = os.urandom)
     return p256.request_pem(private, node)
 
 
+def secrets(data_dir: str) -> "list[bytes]":
+    """The node's private keys as bytes: the one in use, and the next where a renewal is under way. For deriving other keys;
+    never to be shown or stored. Raises EnrollError."""
+    from edgelite import p256
+
+    found = []
+    for name in (IDENTITY, IDENTITY_NEXT):
+        if name == IDENTITY_NEXT and not os.path.exists(os.path.join(data_dir, name)):
+            continue
+        try:
+            found.append(p256.private_from_pem(read_file(data_dir, name)).to_bytes(32, "big"))
+        except p256.KeyError256 as e:
+            if name == IDENTITY:
+                raise EnrollError("Damaged", "%s in %s: %s; restore it or join anew" % (name, data_dir, e))
+    return found
+
+
 def install_renewed(data_dir: str, cert: str, bundle: "list[str]") -> None:
     """Commits a RENEWED answer: the roots, then certificate and key in one atomic replace. Until then, and when this
     raises EnrollError, the old identity stays in use."""
+    from edgelite import p256
+
     try:
         private = p256.private_from_pem(read_file(data_dir, IDENTITY_NEXT))
     except p256.KeyError256 as e:
@@ -151,6 +191,56 @@ def install_renewed(data_dir: str, cert: str, bundle: "list[str]") -> None:
 def install_bundle(data_dir: str, roots: "list[str]") -> None:
     """Replaces the trusted roots (a BUNDLE that the verified hub pushed). Raises EnrollError on an unusable one."""
     write_file(data_dir, BUNDLE, checked_bundle(roots))
+
+
+def trust_id(data_dir: str) -> str:
+    """The short name of the bundle: 16 hex digits, of the SHA-256 over the sorted hex SHA-256 of each root's DER and a
+    newline. Raises EnrollError."""
+    return bundle_id(read_file(data_dir, BUNDLE))
+
+
+def bundle_id(pem: str) -> str:
+    """As `trust_id`, of PEM text."""
+    try:
+        roots = [hashlib.sha256(root).hexdigest() for root in der.unpem("CERTIFICATE", pem)]
+    except der.DerError as e:
+        raise EnrollError("Damaged", "the trusted roots cannot be read: %s" % e)
+    text = "".join([root + "\n" for root in sorted(roots)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def certificate_mark(data_dir: str) -> str:
+    """What the hub knows this node's certificate by: the first 16 hex digits of the SHA-256 of its DER. Raises
+    EnrollError."""
+    return mark_of(read_file(data_dir, IDENTITY))
+
+
+def mark_of(pem: str) -> str:
+    """As `certificate_mark`, of a PEM chain."""
+    try:
+        return hashlib.sha256(der.unpem("CERTIFICATE", pem)[0]).hexdigest()[:16]
+    except (der.DerError, IndexError) as e:
+        raise EnrollError("Damaged", "the certificate cannot be read: %s" % e)
+
+
+def anonymous_context(data_dir: str) -> ssl.SSLContext:
+    """As `client_context`, without this node's certificate: for one that has ended. Raises EnrollError."""
+    return verifying_context([read_file(data_dir, BUNDLE)])
+
+
+def returning(data_dir: str, entropy: "Callable[[int], bytes]" = os.urandom) -> "Any":
+    """The session by which the node comes back once its certificate has ended. Raises EnrollError."""
+    from edgelite import p256
+    from edgelite.returning import Returning
+
+    csr = begin_renewal(data_dir, entropy)
+    text = read_file(data_dir, IDENTITY)
+    try:
+        private = p256.private_from_pem(text)
+        chain = "".join([der.pem("CERTIFICATE", one) for one in der.unpem("CERTIFICATE", text)])
+    except (p256.KeyError256, der.DerError) as e:
+        raise EnrollError("Damaged", "%s in %s: %s; join anew" % (IDENTITY, data_dir, e))
+    return Returning(csr, chain, lambda message: p256.signature_der(private, message))
 
 
 def verifying_context(roots: "list[str]") -> ssl.SSLContext:
@@ -199,6 +289,8 @@ def _leaf(text: str) -> der.Certificate:
 
 
 def checked_leaf(cert: str, private: int) -> der.Certificate:
+    from edgelite import p256
+
     leaf = _leaf(cert)
     if leaf.point != p256.public_point(private):
         raise EnrollError("KeyMismatch", "the hub's answer holds a certificate for another key; join again")
@@ -224,7 +316,7 @@ def write_file(data_dir: str, name: str, text: str) -> None:
     """Replaces the file atomically; durable on return."""
     path = os.path.join(data_dir, name)
     try:
-        fd = os.open(path + ".part", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        fd = os.open(path + ".part", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | BINARY, 0o600)
         try:
             data = text.encode()
             while data:

@@ -12,6 +12,10 @@ import hashlib
 import json
 
 DOCUMENT = "doc/"
+TOKEN = "token/"  # noqa: S105  (a prefix of keys)
+"""Keys of what travels as a document and is none: see `edgelite.tokens`."""
+PIECE = "piece/"
+"""The same for pieces of a release: see `edgelite.updater`."""
 CLAIM = "meta/claim"
 REVISION = "meta/rev"
 KEY_BYTES_MAX = 512
@@ -35,27 +39,38 @@ def digest_of(versions: "dict[str, str]") -> str:
     return binascii.hexlify(hasher.digest()).decode()
 
 
+if hasattr(json, "JSONEncoder"):
+    # `json.dumps` with separators makes an encoder for every call.
+    _dumps = json.JSONEncoder(separators=(",", ":")).encode
+else:  # MicroPython
+
+    def _dumps(o: object) -> str:
+        return json.dumps(o, separators=(",", ":"))
+
+
 def compact(value: object) -> bytes:
     """`value` as JSON without blanks."""
-    return json.dumps(value, separators=(",", ":")).encode()
+    return _dumps(value).encode()
 
 
 def encode_document(
     version: str, body: bytes, refusal: "tuple[str, str] | None" = None, mark: str = ""
 ) -> bytes:
     """The journal's value for a document."""
-    header: "dict[str, object]" = {"v": version}
-    if refusal is not None:
-        header["x"] = [refusal[0], refusal[1]]
-        header["by"] = mark
-    return compact(header) + b"\n" + body
+    if refusal is None:
+        return b'{"v":"' + version.encode() + b'"}\n' + body  # as `compact` would: a version is hex
+    return compact({"v": version, "x": [refusal[0], refusal[1]], "by": mark}) + b"\n" + body
 
 
 def decode_document(value: bytes) -> "tuple[dict[str, object], bytes]":
     """(header, bytes to run) of a journal's value."""
-    cut = value.find(b"\n")
-    header: "dict[str, object]" = json.loads(value[:cut])
-    return header, value[cut + 1 :]
+    header: "dict[str, object]" = json.loads(value[: value.find(b"\n")])
+    return header, body_of(value)
+
+
+def body_of(value: bytes) -> bytes:
+    """The bytes to run of a journal's value."""
+    return value[value.find(b"\n") + 1 :]
 
 
 class Claim:
@@ -144,4 +159,4 @@ def valid_key(key: object) -> bool:
     """True for a document key that may be journalled and sorted: printable ASCII without blanks, bounded."""
     if not isinstance(key, str) or not 0 < len(key) <= KEY_BYTES_MAX:
         return False
-    return all([32 < ord(c) < 127 for c in key])
+    return " " < min(key) and max(key) < "\x7f"

@@ -36,6 +36,7 @@ from edgelite.credentials import (
     renewal_due,
     renewal_time,
 )
+from edgelite.hubs import split_list
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ __all__ = [
 PORT_DEFAULT = 8444
 TIMEOUT_S = 30.0
 ANSWER_BYTES_MAX = 128 * 1024
+RETRY_S_MAX = 3600.0
+PENDING = "PendingApproval"
 
 _VERIFY_NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID
 _VERIFY_EXPIRED = 10  # X509_V_ERR_CERT_HAS_EXPIRED
@@ -74,18 +77,21 @@ def join(
     data_dir: str,
     entropy: "Callable[[int], bytes]" = os.urandom,
     timeout_s: float = TIMEOUT_S,
+    again: bool = False,
 ) -> "dict[str, Any]":
     """Enrols this machine and returns the facts of node.json. Raises EnrollError; may be called again after any error.
 
-    hub: "host:port"; name: what this node wants to be called, only with pool tokens; entropy(n): n bytes of a
-    cryptographic random source; timeout_s: for both connections together.
+    hub: "host:port", or several with commas between, tried in turn; name: what this node wants to be called, only with pool tokens; entropy(n): n bytes of a
+    cryptographic random source; timeout_s: for both connections together; again: the directory has joined already, and
+    joins anew as the same node.
     """
     try:
         ticket = jointoken.parse(token)
     except jointoken.TokenError as e:
         raise EnrollError("TokenInvalid", "%s; copy it whole" % e)
-    address = parse_address(hub)
-    if os.path.exists(os.path.join(data_dir, IDENTITY)):
+    addresses = [parse_address(one) for one in split_list(hub) or [hub]]
+    node = str(load_facts(data_dir)["node"]) if os.path.exists(os.path.join(data_dir, IDENTITY)) else ""
+    if node and not again:
         raise EnrollError(
             "AlreadyJoined",
             "%s has joined a hub already: start it with `edgelite run`, or use another directory" % data_dir,
@@ -100,7 +106,7 @@ def join(
         raise EnrollError("Disk", "cannot make %s: %s" % (data_dir, e.strerror))
     private, csr = _pending_key(data_dir, name or socket.gethostname(), entropy)
     deadline = time.monotonic() + timeout_s
-    root = _fetch_root(address, ticket, deadline)
+    address, root = pinned_root(addresses, ticket, deadline)
     body = {
         "token": ticket.text(),
         "csr": csr,
@@ -108,13 +114,19 @@ def join(
         "labels": dict(labels),
         "info": {"os": sys.platform, "arch": _arch()},
     }
-    channel = _connect(
+    channel = connect(
         address, credentials.verifying_context([root]), hub_dns_name(ticket.trust_domain), deadline
     )
     try:
-        answer = _ask(channel, address, wire.JOIN, body, wire.JOINED, deadline)
+        answer = ask(channel, address, wire.JOIN, body, wire.JOINED, deadline)
     finally:
         channel.close()
+    if node and answer.get("node") != node:
+        raise EnrollError(
+            "OtherNode",
+            "the token is for node %s, and %s is node %s: use a token of that node, or another directory"
+            % (answer.get("node"), data_dir, node),
+        )
     return _install_joined(data_dir, private, ticket, answer, hub)
 
 
@@ -156,16 +168,32 @@ def _pending_key(data_dir: str, name: str, entropy: "Callable[[int], bytes]") ->
     return private, csr
 
 
-def _fetch_root(address: "tuple[str, int]", ticket: jointoken.JoinToken, deadline: float) -> str:
+def pinned_root(
+    addresses: "list[tuple[str, int]]", ticket: jointoken.JoinToken, deadline: float
+) -> "tuple[tuple[str, int], str]":
+    """(address, PEM of the root that the token pins) of the first hub that answers; nobody is verified yet. Raises
+    EnrollError."""
+    for index, address in enumerate(addresses):
+        left = max(0.0, deadline - time.monotonic())
+        share = time.monotonic() + left / (len(addresses) - index)
+        try:
+            return address, fetch_root(address, ticket, share)
+        except EnrollError as error:
+            if error.code not in ("Unreachable", "Timeout") or index + 1 == len(addresses):
+                raise
+    raise AssertionError("there is at least one address")
+
+
+def fetch_root(address: "tuple[str, int]", ticket: jointoken.JoinToken, deadline: float) -> str:
     """PEM of the root that the token pins. The peer is not verified and nothing else it says is kept."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS_TLS12)
-    channel = _connect(address, context, hub_dns_name(ticket.trust_domain), deadline)
+    channel = connect(address, context, hub_dns_name(ticket.trust_domain), deadline)
     try:
-        answer = _ask(channel, address, wire.BUNDLE, {}, wire.BUNDLE, deadline)
+        answer = ask(channel, address, wire.BUNDLE, {}, wire.BUNDLE, deadline)
     finally:
         channel.close()
     for root in credentials.pem_list(answer, "roots"):
@@ -204,7 +232,8 @@ def _install_joined(
     edge = answer.get("edge") or hub
     if not isinstance(edge, str):
         raise EnrollError("Protocol", "the hub's answer has an edge address that is not text")
-    parse_address(edge)
+    for address in split_list(edge):
+        parse_address(address)
     facts = {"node": node, "trust_domain": ticket.trust_domain, "hub": expected["hub"], "edge": edge}
     credentials.write_file(
         data_dir, BUNDLE, credentials.checked_bundle(credentials.pem_list(answer, "bundle"))
@@ -218,9 +247,8 @@ def _install_joined(
 # The connection
 
 
-def _connect(
-    address: "tuple[str, int]", context: ssl.SSLContext, name: str, deadline: float
-) -> ssl.SSLSocket:
+def connect(address: "tuple[str, int]", context: ssl.SSLContext, name: str, deadline: float) -> ssl.SSLSocket:
+    """A connection after its handshake. Raises EnrollError with what to do about it."""
     raw = None
     try:
         raw = socket.create_connection(address, timeout=_left(deadline))
@@ -270,7 +298,7 @@ def _connection_error(address: "tuple[str, int]", e: OSError) -> EnrollError:
     )
 
 
-def _ask(
+def ask(
     channel: ssl.SSLSocket,
     address: "tuple[str, int]",
     kind: int,
@@ -278,7 +306,7 @@ def _ask(
     expected: int,
     deadline: float,
 ) -> "dict[str, Any]":
-    """Sends one message and returns the body of the one answer."""
+    """Sends one message and returns the body of the one answer. Raises EnrollError, also for a GOAWAY."""
     decoder = wire.Decoder(message_bytes_max=ANSWER_BYTES_MAX, frame_bytes_max=ANSWER_BYTES_MAX)
     try:
         channel.settimeout(_left(deadline))
@@ -309,12 +337,13 @@ def _answer(got: int, raw: bytes, expected: int) -> "dict[str, Any]":
         raise EnrollError("Protocol", "the peer does not speak the hub's protocol (message of type %d)" % got)
     if got == wire.GOAWAY:
         # `reason` says which refusal it is; hubs of a neighbouring version may send the code alone.
-        code = body.get("reason") or "Refused"
-        raise EnrollError(
-            str(code)[:64],
-            "the hub refused: %s" % str(body.get("message"))[:1024],
-            body.get("retry_s") is not None,
-        )
+        code = str(body.get("reason") or "Refused")[:64]
+        message = str(body.get("message"))[:1024]
+        if code != PENDING:
+            message = "the hub refused: " + message
+        retry_s = body.get("retry_s")
+        wait_s = float(retry_s) if isinstance(retry_s, (int, float)) and 0 <= retry_s <= RETRY_S_MAX else None
+        raise EnrollError(code, message, retry_s is not None, wait_s)
     return body
 
 

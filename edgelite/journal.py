@@ -11,12 +11,13 @@ Invariant: when `sync` has returned, every earlier write is on the disk. After a
 acknowledged (`failed` is set, `sync` raises) until a whole new file was written: what the old one then holds of
 unacknowledged writes is unknown, and a page that an fsync failed on may be marked clean.
 
-At open a torn tail is cut. Damage before a later batch is not a torn write but lost data: what is readable on both
+At open a torn tail is cut. What is readable in it and of an older batch than what came before is no record of this file, but
+what its place on the disk held before (FAT, after a power cut); every rewrite begins a batch, so that this can be told. Damage before a later batch is not a torn write but lost data: what is readable on both
 sides is kept, the old file is set aside as `<name>.damaged`, and `salvaged` says what happened, so that the agent
 takes a new incarnation and says so; refusing to start would leave workloads without their agent.
 
 Bounds: the file never exceeds `bytes_max`; what is live never exceeds half of it, so that compaction pays off.
-Runs unmodified on CPython 3.9+ and MicroPython. `files` is the file system (see `edgelite.port.Files`).
+Runs unmodified on CPython 3.9+ and MicroPython. `files` is the file system (see `edgelite.files.Files`).
 """
 
 import binascii
@@ -133,6 +134,11 @@ class Journal:
         self._dirty = False
         self._batch = (self._batch + 1) & 0xFFFFFFFF
 
+    def compact(self) -> None:
+        """Replaces the file by one that holds what is live alone; durable on return. Raises JournalError."""
+        self._try(self._rewrite)
+        self.sync()
+
     def close(self) -> None:
         """Syncs and closes. Raises JournalError; the file is closed in any case."""
         try:
@@ -170,6 +176,7 @@ class Journal:
         new = self._path + ".new"
         self._close_file()
         size = 0
+        self._batch = (self._batch + 1) & 0xFFFFFFFF
         file = self._files.create(new)
         try:
             size += _write(file, _frame(b"H" + bytes([FORMAT])))
@@ -215,8 +222,12 @@ class Journal:
     def _open(self) -> None:
         new = self._path + ".new"
         if not self._files.exists(self._path) and self._files.exists(new):
-            # FAT's rename removes its target first: the new file was complete before it was renamed.
-            self._files.replace(new, self._path)
+            # FAT's rename removes its target first: the new file was complete before it was renamed. One that is not is of the
+            # very first start.
+            if _payload_at(self._files.read(new), 0) is None:
+                self._discard(new)
+            else:
+                self._files.replace(new, self._path)
         data = self._files.read(self._path) if self._files.exists(self._path) else b""
         clean = self._load(data)
         self.live_bytes = sum([_cost(k, v) for k, v in self._map.items()])
@@ -238,7 +249,7 @@ class Journal:
         at, end, last = 0, len(data), 0
         while at < end:
             payload = _payload_at(data, at)
-            if payload is None:
+            if payload is None or (at > 0 and _is_of_before(payload, last)):
                 return self._damage(data, at, last)
             last = self._apply(payload, at, last)
             at += RECORD_OVERHEAD + len(payload)
@@ -277,7 +288,7 @@ class Journal:
                 start, found = found, _resume(data, found)
                 lost += (found if found >= 0 else len(data)) - start
                 continue
-            if payload[:1] == b"J":
+            if not _is_of_before(payload, batch):
                 later = struct.unpack(">I", payload[1:5])[0]
                 if later == last and not self.salvaged:
                     break  # the same unsynced batch: its pages reached the disk out of order
@@ -297,6 +308,11 @@ class Journal:
         else:
             self.cut_bytes = len(data) - first_bad
         return False
+
+
+def _is_of_before(payload: bytes, last: int) -> bool:
+    """Is this record, in a place behind one of the batch `last`, of a file that lay there before?"""
+    return payload[:1] != b"J" or (struct.unpack(">I", payload[1:5])[0] - last) & 0xFFFFFFFF > 0x7FFFFFFF
 
 
 def _cost(key: str, value: bytes) -> int:

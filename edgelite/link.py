@@ -8,6 +8,7 @@ from edgelite import wire
 from edgelite.actions import Close, Send, Stream, Welcomed
 from edgelite.backoff import Backoff
 from edgelite.channel import Channel, ChannelError, split_address
+from edgelite.hubs import REDIRECTS_MAX, Hubs
 from edgelite.loop import Wait
 from edgelite.streams import Streams
 
@@ -19,11 +20,10 @@ if TYPE_CHECKING:
 
     from edgelite.console import Log
     from edgelite.loop import Loop, Task
-    from edgelite.session import Session
 
 CONNECT_S = 20.0
+CONNECT_MIN_S = 5.0
 CLOSE_S = 2.0
-REDIRECTS_MAX = 2
 CLONE_RETRY_S = 300.0
 CLONE_RETRY_MIN_S = 1.0
 STREAM_ROOM_BYTES = 512 << 10
@@ -36,7 +36,8 @@ class Owner:
         """The TLS context of the next connection. Raises OSError or ssl.SSLError."""
         raise NotImplementedError
 
-    def new_session(self, local_address: str) -> "Session":
+    def new_session(self, local_address: str) -> "Any":
+        """A `Session`, or whatever speaks in its place on the context that was asked for last. Raises ChannelError."""
         raise NotImplementedError
 
     def perform(self, action: "Any") -> None:
@@ -54,18 +55,31 @@ class Owner:
     def logs(self, uid: str, container: str, options: "dict[str, Any]", out: "Any") -> "Any":
         raise NotImplementedError
 
+    def usage(self, out: "Any") -> "Any":
+        """See `Workloads.usage`."""
+        raise NotImplementedError
+
+    def inside(self, request: "dict[str, Any]") -> "Any":
+        """See `Workloads.inside`."""
+        raise NotImplementedError
+
+    def outdated(self) -> bool:
+        """The hub has seen later connections of this agent than the one it was told of. True: another attempt is worth while."""
+        return False
+
     def chance(self) -> float:
         raise NotImplementedError
 
 
 class Link:
-    """`state` is waiting, connecting, handshaking, connected, held or refused; `detail` says more."""
+    """`home` is the hub's address, or several with commas between. `state` is waiting, connecting, handshaking,
+    connected, held, refused or stopped; `detail` says more, `since` is the loop's time of the last change."""
 
     def __init__(self, loop: "Loop", log: "Log", owner: Owner, home: str, server_name: str) -> None:
         self._loop = loop
         self._log = log
         self._owner = owner
-        self._home = home
+        self._hubs = Hubs(home, owner.chance())
         self._server_name = server_name
         self._backoff = Backoff()
         self._channel: "Channel | None" = None
@@ -73,18 +87,27 @@ class Link:
         self._closing: "Close | None" = None
         self._broken: "ChannelError | None" = None
         self._again = False
+        self._answered = False
+        self._served_s = 0.0
+        self._welcomed = False
         self._ticket: "ssl.SSLSession | None" = None
         self._ticket_context: "ssl.SSLContext | None" = None
-        self.session: "Session | None" = None
+        self.session: "Any" = None
         self.task: "Task | None" = None
         self.state = "waiting"
         self.detail = ""
-        self.since = 0.0
+        self.since = loop.now()
         self.clone_at: "float | None" = None
+        self.expired = False
+        """The hub says that this node's certificate has ended, whatever the clock here shows."""
         self.on_state: "Callable[[], None]" = lambda: None
 
     def start(self) -> None:
         self.task = self._loop.spawn(self._run(), "link")
+
+    def stopped(self) -> None:
+        """The loop has been closed: nothing of this goes on."""
+        self._enter("stopped")
 
     def again(self) -> None:
         """Ends a back-off, also one without end."""
@@ -130,15 +153,21 @@ class Link:
             self.on_state()
 
     def _run(self) -> "Generator[Wait, bool, None]":
-        to, redirects = "", 0
+        hubs = self._hubs
         while True:
-            closed = yield from self._connection(to or self._home)
-            if closed.to and redirects < REDIRECTS_MAX:
-                to, redirects = closed.to, redirects + 1
-                continue
+            closed = yield from self._connection(hubs.next())
+            if closed.code in ("expired", "returned"):
+                self.expired = closed.code == "expired"
+            if closed.code == "superseded" and not self._welcomed and self._owner.outdated():
+                self._again = True
             if closed.to:
+                if hubs.redirected(closed.to, self._served_s):
+                    continue
                 closed = Close("redirect", "redirected more than %d times" % REDIRECTS_MAX)
-            to, redirects = "", 0
+            elif hubs.ended(self._answered):
+                self._log.warning("not connected: %s" % closed.message, code=closed.code)
+                continue
+            hubs.rested()
             yield from self._rest(closed)
 
     def _rest(self, closed: Close) -> "Generator[Wait, bool, None]":
@@ -171,10 +200,12 @@ class Link:
         """One connection from start to end; why it ended."""
         self._enter("connecting", address)
         self._closing = self._broken = None
+        self._answered, self._served_s = False, 0.0
         started = self._loop.now()
+        patience_s = max(CONNECT_S / len(self._hubs), CONNECT_MIN_S)
         try:
             channel = self._channel = self._open(address)
-            yield from channel.connect(*split_address(address), started + CONNECT_S)
+            yield from channel.connect(*split_address(address), started + patience_s)
             return (yield from self._drive(channel))
         except ChannelError as error:
             return self._closing or Close(error.code, str(error))
@@ -194,7 +225,8 @@ class Link:
     def _end(self) -> None:
         session = self.session
         if session is not None and session.welcomed_at is not None:
-            if self._loop.now() - session.welcomed_at >= session.heartbeat_s:
+            self._served_s = self._loop.now() - session.welcomed_at
+            if self._served_s >= session.heartbeat_s:
                 self._backoff.reset()
         self.session = None
         if self._streams is not None:
@@ -202,15 +234,18 @@ class Link:
             self._streams = None
         if self._channel is not None:
             # A connection that got no WELCOME is no reason to trust its ticket.
-            welcomed = session is not None and session.welcomed_at is not None
-            self._ticket = self._channel.ticket() if welcomed else None
+            self._welcomed = session is not None and session.welcomed_at is not None
+            self._ticket = self._channel.ticket() if self._welcomed else None
             self._channel.close()
             self._channel = None
 
     def _drive(self, channel: Channel) -> "Generator[Wait, bool, Close]":
         self._enter("handshaking")
         session = self.session = self._owner.new_session(channel.local_address)
-        streams = self._streams = Streams(self._loop, self._owner.logs, self._emit, self._has_room)
+        session.redirects, session.unreached = self._hubs.redirects, self._hubs.unreached
+        streams = self._streams = Streams(
+            self._loop, self._owner.logs, self._owner.inside, self._emit, self._has_room, self._owner.usage
+        )
         decoder = wire.Decoder()
         self.perform(session.start(self._loop.now()))
         close_by: "float | None" = None
@@ -229,13 +264,14 @@ class Link:
             if self._closing is None:
                 self._take(session, decoder, data)
 
-    def _take(self, session: "Session", decoder: wire.Decoder, data: bytes) -> None:
+    def _take(self, session: "Any", decoder: wire.Decoder, data: bytes) -> None:
         try:
             messages = decoder.feed(data) if data else []
         except wire.WireError as error:
             self.perform(session.goodbye("frame", str(error)))
             return
         for kind, stream, body in messages:
+            self._answered = True
             self.perform(session.receive(kind, stream, body, self._loop.now()))
             self._owner.journal_session()
         if messages:

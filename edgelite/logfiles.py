@@ -12,6 +12,7 @@ A file that outgrew twice its bound between two looks keeps its newest part.
 
 import os
 import struct
+import sys
 import time
 
 TYPE_CHECKING = False
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 32768
 FOLLOW_S = 0.2
+FLAGS: int = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)  # the latter is Windows'
 LOOK_S = 1.0
 RECORDS_MAX = 4096
 _RECORD = ">dQ"
@@ -116,7 +118,7 @@ class LogFile:
         return [struct.unpack_from(_RECORD, data, at) for at in range(0, whole, _RECORD_BYTES)]
 
     def _rotate(self) -> None:
-        fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(self.path, os.O_RDWR | FLAGS)
         try:
             size = os.fstat(fd).st_size
             start = size - self.bytes_max if size > 2 * self.bytes_max else 0
@@ -143,12 +145,12 @@ class LogFile:
         """Copies to `path.new` until nothing more comes; returns how much."""
         if self.files < 2:
             return 0
-        to = os.open(self.path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        to = os.open(self.path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | FLAGS, 0o600)
         try:
             copied = 0
             # Twice the bound: a writer that is faster than this copy must not keep it going for ever.
             while copied < 2 * self.bytes_max:
-                sent = os.sendfile(to, fd, start + copied, 1 << 20)
+                sent = _send(to, fd, start + copied)
                 if not sent:
                     break
                 copied += sent
@@ -373,6 +375,18 @@ def _lines(data: bytes) -> "list[bytes]":
     """splitlines for which only a newline ends a line."""
     parts = data.split(b"\n")
     return [p + b"\n" for p in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
+
+
+def _send(to: int, fd: int, offset: int) -> int:
+    """How many bytes it copied from there on, 0 at the end."""
+    if sys.platform == "linux":  # elsewhere to sockets alone
+        return os.sendfile(to, fd, offset, 1 << 20)
+    os.lseek(fd, offset, os.SEEK_SET)
+    data = os.read(fd, 1 << 20)
+    left = data
+    while left:
+        left = left[os.write(to, left) :]
+    return len(data)
 
 
 def _unlink(path: str) -> None:

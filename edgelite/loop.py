@@ -12,6 +12,7 @@ Invariant: a task never blocks; whatever may block is a descriptor it waits for.
 is handed to `on_crash`, which by default stops the loop: nothing fails silently.
 """
 
+import os
 import select
 import time
 
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from typing import Any
 
-POLLIN = select.POLLIN
-POLLOUT = select.POLLOUT
+# Windows has no poll; `winloop` takes its place there, with Linux's numbers.
+POLLIN: int = getattr(select, "POLLIN", 1)
+POLLOUT: int = getattr(select, "POLLOUT", 4)
+BROKEN: int = getattr(select, "POLLERR", 8) | getattr(select, "POLLHUP", 16) | getattr(select, "POLLNVAL", 32)
 TASKS_MAX = 4096
 
 
@@ -54,6 +57,58 @@ class Task:
         self.error: "BaseException | None" = None
 
 
+class Wakeup:
+    """Wakes a task: a descriptor to wait for, which `ring` makes readable. Made by `wakeup`."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+
+    def fileno(self) -> int:
+        return self._reader
+
+    def signals(self) -> int:
+        """A descriptor for signal.set_wakeup_fd where a signal does not end the loop's wait, else -1."""
+        return -1
+
+    def ring(self) -> None:
+        """Safe from signal handlers and other threads."""
+        try:
+            os.write(self._writer, b".")
+        except OSError:
+            pass  # the pipe is full: it wakes anyway
+
+    def drain(self) -> None:
+        """Takes back all rings so far."""
+        try:
+            os.read(self._reader, 4096)
+        except OSError:
+            pass  # there was none
+
+    def close(self) -> None:
+        os.close(self._reader)
+        os.close(self._writer)
+
+
+def wakeup() -> Wakeup:
+    """A new one, as this system can wait for it."""
+    if hasattr(select, "poll"):
+        return Wakeup()
+    from edgelite import winloop
+
+    found: "Any" = winloop.Wakeup()
+    return found  # type: ignore[no-any-return]
+
+
+def _poller() -> "Any":
+    if hasattr(select, "poll"):
+        return select.poll()
+    from edgelite import winloop
+
+    return winloop.Poll()
+
+
 class Loop:
     """Runs tasks until `stop`. Bound: TASKS_MAX tasks; `spawn` raises RuntimeError above it."""
 
@@ -69,7 +124,7 @@ class Loop:
         self._crash: "BaseException | None" = None
         self._woken: "list[Task]" = []
         self.current: "Task | None" = None  # the task whose code runs just now
-        self._wake_r, self._wake_w = _pipe()
+        self._wakeup = wakeup()
 
     def now(self) -> float:
         """Seconds on the clock that deadlines use."""
@@ -105,23 +160,24 @@ class Loop:
 
     def close(self) -> None:
         """Ends every task, newest first, and closes the loop's own descriptors."""
-        import os
-
         for task in reversed(self._tasks):
             self.cancel(task)
         self._tasks = []
-        os.close(self._wake_r)
-        os.close(self._wake_w)
+        self._wakeup.close()
 
     def stop(self) -> None:
         """Makes `run` return after this turn; safe to call from a signal handler."""
         self._stopping = True
-        _write_byte(self._wake_w)
+        self._wakeup.ring()
 
     def interrupt(self) -> None:
         """Makes the loop call `on_interrupt` in its next turn: the way from a signal handler, which may touch
         nothing else of the loop."""
-        _write_byte(self._wake_w)
+        self._wakeup.ring()
+
+    def signals(self) -> int:
+        """See `Wakeup.signals`."""
+        return self._wakeup.signals()
 
     @property
     def stopping(self) -> bool:
@@ -144,8 +200,9 @@ class Loop:
         self._tasks = [t for t in self._tasks if not t.done]
 
     def _poll(self, timeout_s: "float | None") -> None:
-        poller = select.poll()
-        poller.register(self._wake_r, POLLIN)
+        poller = _poller()
+        wake = self._wakeup.fileno()
+        poller.register(wake, POLLIN)
         by_fd: "dict[int, int]" = {}
         nearest: "float | None" = None
         for task in self._tasks:
@@ -163,8 +220,8 @@ class Loop:
             timeout_s = left if timeout_s is None else min(left, timeout_s)
         woken, self._woken = self._woken, []
         ready = dict(poller.poll(0 if woken else _milliseconds(timeout_s)))
-        if self._wake_r in ready:
-            _drain(self._wake_r)
+        if wake in ready:
+            self._wakeup.drain()
             if self._on_interrupt is not None:
                 self._on_interrupt()
         at = now()
@@ -173,7 +230,7 @@ class Loop:
             if wait is None or task.done:
                 continue
             got = ready.get(wait.fd, 0) if wait.fd >= 0 else 0
-            if task in woken or got & (wait.events | select.POLLERR | select.POLLHUP | select.POLLNVAL):
+            if task in woken or got & (wait.events | BROKEN):
                 self._step(task, True)
             elif wait.deadline is not None and wait.deadline <= at:
                 self._step(task, False)
@@ -216,30 +273,3 @@ def now() -> float:
 def sleep(seconds: float) -> "Generator[Wait, bool, None]":
     """`yield from sleep(2)` waits that long."""
     yield Wait(-1, 0, now() + seconds)
-
-
-def _pipe() -> "tuple[int, int]":
-    import os
-
-    r, w = os.pipe()
-    os.set_blocking(r, False)
-    os.set_blocking(w, False)
-    return r, w
-
-
-def _write_byte(fd: int) -> None:
-    import os
-
-    try:
-        os.write(fd, b".")
-    except OSError:
-        pass  # the pipe is full: the loop wakes up anyway
-
-
-def _drain(fd: int) -> None:
-    import os
-
-    try:
-        os.read(fd, 4096)
-    except OSError:
-        pass

@@ -79,7 +79,7 @@ class NodeReport:
         """The host's labels and the configured ones; the host's win."""
         labels = dict(self._labels)
         labels["kubernetes.io/hostname"] = self._name
-        labels["kubernetes.io/os"] = "linux"
+        labels["kubernetes.io/os"] = self._host.system
         labels["kubernetes.io/arch"] = self._host.architecture()
         labels["cloudhub.dev/runtime"] = self._runtime
         return labels

@@ -10,9 +10,10 @@ class UsageError(Exception):
 
 
 class Option:
-    """`name` as in --name; kind is "text", "flag" or "list"; `default` is what help shows and parsing yields."""
+    """`name` as in --name; `short` as in -n, or ""; kind is "text", "flag" or "list"; `default` is what help shows and parsing
+    yields."""
 
-    __slots__ = ("default", "help", "kind", "name", "required", "value")
+    __slots__ = ("default", "help", "kind", "name", "required", "short", "value")
 
     def __init__(
         self,
@@ -22,6 +23,7 @@ class Option:
         default: "Any" = "",
         kind: str = "text",
         required: bool = False,
+        short: str = "",
     ) -> None:
         self.name = name
         self.value = value
@@ -29,6 +31,7 @@ class Option:
         self.default = default
         self.kind = kind
         self.required = required
+        self.short = short
 
 
 class Command:
@@ -73,9 +76,9 @@ class Command:
 
     def _option(self, word: str) -> Option:
         for option in self.options:
-            if word == "--" + option.name:
+            if word == "--" + option.name or (option.short and word == "-" + option.short):
                 return option
-        names = ", ".join(["--" + option.name for option in self.options])
+        names = ", ".join(["--" + option.name for option in self.options]) or "no options"
         raise UsageError("edgelite %s knows no %s; it takes %s" % (self.name, word, names))
 
     def usage(self, program: str) -> str:
@@ -85,6 +88,8 @@ class Command:
             head = (
                 "  --%s %s" % (option.name, option.value) if option.kind != "flag" else "  --" + option.name
             )
+            if option.short:
+                head = "  -%s,%s" % (option.short, head[1:])
             tail = " (required)" if option.required else ""
             if not option.required and option.kind == "text":
                 tail = " (default: %s)" % (option.default or "none")

@@ -1,7 +1,7 @@
 """P-256 keys, deterministic ECDSA signatures and certificate requests, for lack of them in the standard library.
 [pure]
 
-Used only to enrol and to renew: TLS itself signs with OpenSSL or mbedTLS. Entropy is an argument; signatures need
+Used only to enrol and to renew, and by `edgelite.signatures`: TLS itself signs with OpenSSL or mbedTLS. Entropy is an argument; signatures need
 none (RFC 6979). Runs unmodified on CPython 3.9+ and MicroPython.
 
 Not constant time: Python's integers leak, through timing, facts about the private key and the nonce. A key signs one
@@ -45,7 +45,7 @@ def generate(entropy: bytes) -> int:
 
 def public_point(private: int) -> bytes:
     """The public key, uncompressed: 0x04, x, y; 65 bytes."""
-    x, y = _affine(_multiply(private, (GX, GY, 1)))
+    x, y = affine(multiply(private, (GX, GY, 1)))
     return b"\x04" + x.to_bytes(32, "big") + y.to_bytes(32, "big")
 
 
@@ -54,7 +54,7 @@ def sign(private: int, message: bytes) -> "tuple[int, int]":
     digest = hashlib.sha256(message).digest()
     z = int.from_bytes(digest, "big")
     for k in _nonces(private, z % N):
-        r = _affine(_multiply(k, (GX, GY, 1)))[0] % N
+        r = affine(multiply(k, (GX, GY, 1)))[0] % N
         s = pow(k, N - 2, N) * (z + r * private) % N
         if r and s:
             return r, s
@@ -167,7 +167,7 @@ def _double(point: "tuple[int, int, int]") -> "tuple[int, int, int]":
     return x3, (alpha * (4 * beta - x3) - 8 * gamma * gamma) % P, z3
 
 
-def _add(a: "tuple[int, int, int]", b: "tuple[int, int, int]") -> "tuple[int, int, int]":
+def add(a: "tuple[int, int, int]", b: "tuple[int, int, int]") -> "tuple[int, int, int]":
     x1, y1, z1 = a
     x2, y2, z2 = b
     if z1 == 0:
@@ -189,19 +189,19 @@ def _add(a: "tuple[int, int, int]", b: "tuple[int, int, int]") -> "tuple[int, in
     return x3, (r * (v - x3) - s1 * hhh) % P, z1 * z2 * h % P
 
 
-def _multiply(k: int, point: "tuple[int, int, int]") -> "tuple[int, int, int]":
+def multiply(k: int, point: "tuple[int, int, int]") -> "tuple[int, int, int]":
     """k times a point, four bits at a time."""
     table = [(1, 1, 0), point]
     for _ in range(14):
-        table.append(_add(table[-1], point))
+        table.append(add(table[-1], point))
     out = table[0]
     for shift in range(252, -4, -4):
         out = _double(_double(_double(_double(out))))
-        out = _add(out, table[(k >> shift) & 15])
+        out = add(out, table[(k >> shift) & 15])
     return out
 
 
-def _affine(point: "tuple[int, int, int]") -> "tuple[int, int]":
+def affine(point: "tuple[int, int, int]") -> "tuple[int, int]":
     x, y, z = point
     inverse = pow(z, P - 2, P)
     square = inverse * inverse % P

@@ -21,6 +21,7 @@ ENGINE_SOCKETS = (
     "/run/user/%d/podman/podman.sock" % (os.getuid() if hasattr(os, "getuid") else 0),
 )
 ENGINE_TIMEOUT_S = 2.0
+VAULT = "vault"  # its key in that store
 
 
 class Clock:
@@ -40,6 +41,9 @@ class Parts:
         self.host = host
         self.node = node
         self._facts: "Any" = None
+        self._vault: "Any" = None
+        self._vault_store: "State | None" = None
+        self._twins: "Any" = None
 
     def credentials(self) -> "Any":
         """The module with client_context, renewal_time, renewal_retry_s, begin_renewal, install_renewed, install_bundle
@@ -62,6 +66,12 @@ class Parts:
     def runtime(self, name: str, loop: "Loop", state: "State") -> "Runtime":
         """Raises ConfigError when this edgelite has no such runtime."""
         boot_id = self.host.boot_id()
+        if name == "process" and self.host.system in ("windows", "darwin"):
+            own = _load(
+                "edgelite.runtimes.windows" if self.host.system == "windows" else "edgelite.runtimes.macos"
+            )
+            supervised: "Runtime" = own.create(state, self.data_dir, boot_id, self.config)
+            return supervised
         if name == "process":
             process = _load("edgelite.runtimes.process")
             user = self.config.default_user
@@ -94,7 +104,81 @@ class Parts:
             self.host.boot_id(),
         )
         make = _load("edgelite.workloads").Workloads
-        return make(loop, runtime, self._facts, self.data_dir, report, store, Clock(self.host))
+        clock = Clock(self.host)
+
+        def view(library: "Any", pods: "Any") -> "Any":
+            assert self._twins is not None
+            make = _load("edgelite.podview").PodView
+            return make(library, pods, clock, self.node, node.body, server, self._twins)
+
+        def server(shown: "Any") -> "Any":
+            make = _load("edgelite.localserver").LocalApi
+            entropy = self.host.entropy
+            return make(loop, self.data_dir, store, entropy, shown.objects, shown.revision, shown.report)
+
+        return make(
+            loop,
+            runtime,
+            self._facts,
+            self.data_dir,
+            report,
+            store,
+            clock,
+            vault=self.vault,
+            view=view if self.config.local_api else None,
+        )
+
+    def twins(
+        self,
+        loop: "Loop",
+        report: "Callable[[str, str, dict[str, Any]], None]",
+        save: "Callable[[str, bytes | None], None]",
+        records: "list[tuple[str, bytes]]",
+    ) -> "Any":
+        """The node's devices. Before `workloads`, which show them."""
+        make = _load("edgelite.twinkeeper").TwinKeeper
+        self._twins = make(loop, self.host.wall, report, save, records)
+        return self._twins
+
+    def static_pods(
+        self,
+        store: "State",
+        workloads: "Any",
+        report: "Callable[[str, str, dict[str, Any]], None]",
+        log: "Any",
+    ) -> "Any":
+        directory = self.config.static_pods or os.path.join(self.data_dir, "manifests")
+        return _load("edgelite.staticpods").StaticPods(directory, self.node, store, workloads, report, log)
+
+    def keep_vault_in(self, store: "State") -> None:
+        """Where the wrapped data key lies. Before `vault` and `rewrap`."""
+        self._vault_store = store
+
+    def vault(self) -> "Any":
+        """What secrets are sealed with, made when it is needed first. Raises RuntimeFailure where it cannot be kept."""
+        if self._vault is None:
+            assert self._vault_store is not None
+            secrets = self._secrets()
+            stored = dict(self._vault_store.items()).get(VAULT)
+            made = _load("edgelite.vault").Vault(stored, secrets, self.host.entropy)
+            self._vault_store.put(VAULT, made.record(secrets))
+            self._vault = made
+        return self._vault
+
+    def rewrap(self) -> None:
+        """The private keys are others: around the installation of a renewed certificate, before and after. Before it there are
+        two, and what is sealed can be opened by each. Raises RuntimeFailure."""
+        if self._vault_store is not None and VAULT in dict(self._vault_store.items()):
+            record = self.vault().record(self._secrets())
+            self._vault_store.put(VAULT, record)
+
+    def _secrets(self) -> "list[bytes]":
+        credentials = self.credentials()
+        try:
+            found: "list[bytes]" = credentials.secrets(self.data_dir)
+        except credentials.EnrollError as error:
+            raise _load("edgelite.runtimes.base").RuntimeFailure("NoVault", str(error)) from error
+        return found
 
     def addresses_changed(self, node: "NodeReport") -> None:
         """The address towards the hub is another one: pods that start from now on are told."""
@@ -109,6 +193,8 @@ def _load(name: str) -> "Any":
 def _answers(path: str) -> bool:
     import socket
 
+    if not hasattr(socket, "AF_UNIX"):
+        return False  # Windows
     try:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(ENGINE_TIMEOUT_S)

@@ -4,7 +4,9 @@ A payload is {relative path: (bytes, mode)}. Paths come from documents, so every
 its volume. Errors name keys and paths, never contents.
 """
 
+from edgelite.localview import CA, usual_volumes
 from edgelite.podenv import BadReference, MissingReference, field_value, resource_value
+from edgelite.tokens import Need, needs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,9 +26,11 @@ def is_payload(volume: "dict[str, Any]") -> bool:
 
 
 def is_secret(volume: "dict[str, Any]") -> bool:
-    """Whether it holds a Secret's bytes, so that it must not lie on a disk."""
+    """Whether it holds a Secret's bytes or a token, so that it must not lie on a disk."""
     sources = (volume.get("projected") or {}).get("sources") or []
-    return volume.get("secret") is not None or any(s.get("secret") is not None for s in sources)
+    return volume.get("secret") is not None or any(
+        s.get(kind) is not None for s in sources for kind in ("secret", "serviceAccountToken")
+    )
 
 
 def payload(
@@ -38,12 +42,18 @@ def payload(
         if volume.get("projected") is not None:
             projected = volume["projected"]
             mode = _mode(projected.get("defaultMode"), MODE_DEFAULT)
-            for source in projected.get("sources") or []:
+            for n, source in enumerate(projected.get("sources") or []):
                 _add_source(files, source, mode, pod, library, node)
+                wanted = source.get("serviceAccountToken")
+                if wanted is not None:
+                    token = library.token(Need(pod["uid"], volume["name"], n, wanted).key)
+                    files[_path(wanted["path"])] = (token.encode(), mode)
         else:
             _add_source(files, volume, MODE_DEFAULT, pod, library, node)
     except MissingReference as error:
         raise MissingReference(error.message, volume["name"])
+    if library.local_api is not None and CA in files and volume["name"] in usual_volumes(pod):
+        files[CA] = (library.local_api()[1].encode(), files[CA][1])
     if len(files) > FILES_MAX:
         raise BadReference("volume %s: %d files; at most %d" % (volume["name"], len(files), FILES_MAX))
     _check_tree(files, volume["name"])
@@ -138,9 +148,9 @@ def _check_tree(files: "Payload", volume: str) -> None:
 
 
 def references(pod: "dict[str, Any]") -> "set[str]":
-    """Keys of the ConfigMap and Secret documents that the pod refers to anywhere."""
+    """Keys of the ConfigMap, Secret and token documents that the pod refers to anywhere."""
     spec = pod.get("spec") or {}
-    found: "set[str]" = set()
+    found = {need.key for need in needs(pod)}
 
     def note(kind: str, ref: "dict[str, Any] | None") -> None:
         if ref is not None:

@@ -8,6 +8,10 @@ a `Library`; what is missing and not optional raises MissingReference, whose mes
 import json
 from binascii import a2b_base64
 
+from edgelite import podservices
+from edgelite.localview import usual_volumes, variables
+from edgelite.tokens import Tokens
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,11 +91,26 @@ class NodeFacts:
 
 
 class Library:
-    """The ConfigMaps and Secrets that this node holds, as the bytes they came in: they are parsed when they are used, so
+    """The ConfigMaps, Secrets, Services, EndpointSlices and tokens that this node holds; all but the last as the bytes they came in: they are parsed when they are used, so
     that a document costs no more than its bytes."""
 
     def __init__(self) -> None:
         self._docs: "dict[tuple[str, str, str], bytes]" = {}
+        self.tokens = Tokens()
+        self.local_api: "Callable[[], tuple[int, str]] | None" = (
+            None  # its port and certificate; None: there is none
+        )
+
+    def body(self, kind: str, namespace: str, name: str) -> "bytes | None":
+        """The document, as it came."""
+        return self._docs.get((kind, namespace, name))
+
+    def token(self, key: str) -> str:
+        """Raises MissingReference."""
+        token = self.tokens.get(key)
+        if token is None:
+            raise MissingReference("the service account's token has not come yet; the hub was asked for it")
+        return token
 
     def put(self, kind: str, namespace: str, name: str, body: bytes) -> None:
         """`body`: the document, found good by `check_library_document`."""
@@ -99,6 +118,10 @@ class Library:
 
     def drop(self, kind: str, namespace: str, name: str) -> None:
         self._docs.pop((kind, namespace, name), None)
+
+    def names(self, kind: str, namespace: str) -> "list[str]":
+        """Of all documents of a kind in a namespace, in order."""
+        return sorted(key[2] for key in self._docs if key[:2] == (kind, namespace))
 
     def has(self, kind: str, namespace: str, name: str) -> bool:
         return (kind, namespace, name) in self._docs
@@ -231,18 +254,32 @@ def expand(text: str, lookup: "Callable[[str], str | None]") -> str:
             at = dollar + 2
 
 
+HIDDEN = "(value of a Secret)"
+HIDDEN_CHARS_MIN = 4  # shorter ones would blot out any text, and hide nothing
+
+
 class Environment:
     """A container's environment: ordered pairs, and the names that were left out because they cannot be names."""
 
     def __init__(self) -> None:
         self._order: "list[str]" = []
         self._values: "dict[str, str]" = {}
+        self._secrets: "set[str]" = set()
         self.skipped: "list[str]" = []
 
-    def put(self, name: str, value: str) -> None:
+    def put(self, name: str, value: str, secret: bool = False) -> None:
+        """secret: it comes from a Secret."""
         if name not in self._values:
             self._order.append(name)
         self._values[name] = value
+        if secret and len(value) >= HIDDEN_CHARS_MIN:
+            self._secrets.update((value, repr(value)[1:-1]))
+
+    def hide(self, text: str) -> str:
+        """A message without the values of Secrets: commands and paths are expanded with them, and errors name those."""
+        for value in sorted(self._secrets, key=len, reverse=True):
+            text = text.replace(value, HIDDEN)
+        return text
 
     def get(self, name: str) -> "str | None":
         return self._values.get(name)
@@ -259,6 +296,11 @@ def environment(
 ) -> Environment:
     """Resolves envFrom and env. Raises MissingReference or BadReference."""
     env = Environment()
+    local = []
+    if library.local_api is not None and usual_volumes(pod):
+        local = variables(pod, container, library.local_api()[0])
+    for name, value in podservices.variables(pod, library, bool(local)) + local:
+        env.put(name, value)
     for source in container.get("envFrom") or []:
         _take_all(env, source, pod["ns"], library)
     for entry in container.get("env") or []:
@@ -269,7 +311,7 @@ def environment(
             continue
         found = _resolve(origin, name, pod, container, library, node)
         if found is not None:
-            env.put(name, found)
+            env.put(name, found, origin.get("secretKeyRef") is not None)
     return env
 
 
@@ -285,7 +327,8 @@ def _take_all(env: Environment, source: "dict[str, Any]", namespace: str, librar
             if "=" in name or not name:
                 env.skipped.append(name)
                 continue
-            env.put(name, _text((data or {})[key], "key %s of %s %s" % (key, kind, ref.get("name"))))
+            text = _text((data or {})[key], "key %s of %s %s" % (key, kind, ref.get("name")))
+            env.put(name, text, kind == "Secret")
 
 
 def _resolve(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 CONTAINERS_MAX = 32
 VOLUMES_MAX = 64
 VOLUME_SOURCES = ("configMap", "secret", "emptyDir", "hostPath", "downwardAPI", "projected")
-PROJECTED_SOURCES = ("configMap", "secret", "downwardAPI")
+PROJECTED_SOURCES = ("configMap", "secret", "downwardAPI", "serviceAccountToken")
 ORIGINS = ("configMapKeyRef", "secretKeyRef", "fieldRef", "resourceFieldRef")
 PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
 NAME_CHARS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._"

@@ -3,12 +3,12 @@
 Each of them tells the pod's machine how it ended, and never fails: what goes wrong becomes news for the machine.
 """
 
-from edgelite import proberunner
 from edgelite.containers import STOPPING
 from edgelite.loop import Cancelled, Wait
 from edgelite.podenv import BadReference, MissingReference, environment, pull_secrets
 from edgelite.reconcile import GRACE_MIN_S, RETRY_S
 from edgelite.runtimes.base import Launch, RuntimeFailure
+from edgelite.tokens import needs
 from edgelite.volumes import VolumeError
 
 TYPE_CHECKING = False
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgelite.loop import Loop
     from edgelite.operations import Steps
     from edgelite.podactions import Check, Hook, Stop
-    from edgelite.podenv import Library, NodeFacts
+    from edgelite.podenv import Environment, Library, NodeFacts
     from edgelite.reconcile import Pod
     from edgelite.runtimes.base import LogSink, Runtime
     from edgelite.volumes import Volumes
@@ -30,6 +30,8 @@ READERS_S = (
     2.0  # what readers of a log get to reach its end before it is removed; one without credit never would
 )
 READERS_TURN_S = 0.05
+TOKENS_S = 5.0
+TOKENS_TURN_S = 0.1
 
 
 class PodTasks:
@@ -61,8 +63,9 @@ class PodTasks:
 
     def start(self, pod: "Pod", name: str, attempt: int) -> "Steps":
         """Starts a container, from its volumes on."""
+        yield from self._await_tokens(pod)
         try:
-            launch = self._prepare(pod, name, attempt)
+            launch, env = self._prepare(pod, name, attempt)
         except (MissingReference, BadReference) as error:
             if isinstance(error, MissingReference) and error.volume:
                 text = 'MountVolume.SetUp failed for volume "%s" : %s' % (error.volume, error.message)
@@ -71,11 +74,21 @@ class PodTasks:
         except (VolumeError, OSError) as error:
             pod.start_failed(name, attempt, "CreateContainerError", str(error), *self._times())
         else:
-            yield from self._launch(pod, launch)
+            yield from self._launch(pod, launch, env)
         self._touch(pod.uid)
 
-    def _prepare(self, pod: "Pod", name: str, attempt: int) -> Launch:
-        """Everything that a start needs. Raises MissingReference, BadReference, VolumeError or OSError."""
+    def _await_tokens(self, pod: "Pod") -> "Steps":
+        """Tokens are asked for when the pod comes: a moment later they are here, and nothing has to be said of it."""
+        until = self._loop.now() + TOKENS_S
+        missing = [need.key for need in needs(pod.doc)]
+        while self._loop.now() < until:
+            missing = [key for key in missing if self._library.tokens.get(key) is None]
+            if not missing:
+                return
+            yield Wait(-1, 0, self._loop.now() + TOKENS_TURN_S)
+
+    def _prepare(self, pod: "Pod", name: str, attempt: int) -> "tuple[Launch, Environment]":
+        """Everything that a start needs, and its environment once more. Raises MissingReference, BadReference, VolumeError or OSError."""
         container = pod.container(name)
         assert container is not None
         doc, spec = pod.doc, container.spec
@@ -88,27 +101,30 @@ class PodTasks:
                 env.skipped
             )
             pod.warn("InvalidEnvironmentVariableNames", text, *self._times())
-        mounts = self._volumes.mounts(doc, spec, env)
+        try:
+            mounts = self._volumes.mounts(doc, spec, env)
+        except (BadReference, VolumeError) as error:
+            raise type(error)(env.hide(error.message))
         logins, unusable = pull_secrets(doc, self._library)
         if unusable:
             text = "Unable to use image pull secrets (%s): the image may not be pulled" % ", ".join(unusable)
             pod.warn("FailedToRetrieveImagePullSecret", text, *self._times())
         command, args = env.expand(spec.get("command") or []), env.expand(spec.get("args") or [])
-        return Launch(doc, spec, attempt, command, args, env.pairs(), mounts, pod_dir, logins)
+        return Launch(doc, spec, attempt, command, args, env.pairs(), mounts, pod_dir, logins), env
 
-    def _launch(self, pod: "Pod", launch: Launch) -> "Steps":
+    def _launch(self, pod: "Pod", launch: Launch, env: "Environment") -> "Steps":
         name = launch.container["name"]
         try:
             status = yield from self._runtime.start(launch)
         except RuntimeFailure as error:
-            pod.start_failed(name, launch.attempt, error.reason, error.message, *self._times())
+            pod.start_failed(name, launch.attempt, error.reason, env.hide(error.message), *self._times())
             return
         except Cancelled:
             raise
         except Exception as error:
             # It is not known how far it came (the journal may have failed behind a fork): nothing may be left running.
             yield from self._make_sure_it_ended(pod, name)
-            text = "%s: %s" % (type(error).__name__, error)
+            text = env.hide("%s: %s" % (type(error).__name__, error))
             pod.start_failed(name, launch.attempt, "CreateContainerError", text, *self._times())
             return
         pod.running(status, *self._times())
@@ -163,6 +179,8 @@ class PodTasks:
     ) -> "Generator[Wait, bool, tuple[bool, str]]":
         ips = self._node.ips()
         pod_ip = ips[0] if ips else "127.0.0.1"
+        from edgelite import proberunner  # most nodes have no probes
+
         return (yield from proberunner.run(self._runtime, pod.uid, spec, handler, pod_ip, timeout_s))
 
     def post_start(self, pod: "Pod", act: "Hook") -> "Steps":

@@ -1,88 +1,30 @@
-"""What the agent asks of the machine: files, clocks, facts. The seam that tests and other systems replace.
+"""What the agent asks of the machine: files (`edgelite.files`), clocks, facts. The seam that tests and other systems replace.
 
-`Files` also runs on MicroPython, where there is no fsync (flush and os.sync take its place) and rename replaces.
 `Host` is Linux; every fact that cannot be read is left empty rather than guessed.
 """
 
 import os
 import time
 
+from edgelite.files import Files, write_atomically
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    pass
 
 
-class Files:
-    """The few file operations the journal needs. All raise OSError."""
-
-    def exists(self, path: str) -> bool:
-        try:
-            os.stat(path)
-            return True
-        except OSError:
-            return False
-
-    def read(self, path: str) -> bytes:
-        with open(path, "rb") as file:
-            return file.read()
-
-    def create(self, path: str) -> "Any":
-        return open(path, "wb")
-
-    def append(self, path: str) -> "Any":
-        return open(path, "ab")
-
-    def sync(self, file: "Any") -> None:
-        """Flushes `file` and waits until it is on the disk."""
-        file.flush()
-        if hasattr(os, "fdatasync"):
-            os.fdatasync(file.fileno())
-        elif hasattr(os, "fsync"):
-            os.fsync(file.fileno())
-        elif hasattr(os, "sync"):
-            os.sync()
-
-    def replace(self, source: str, target: str) -> None:
-        """Renames over `target`, and makes the rename durable where a directory can be synced."""
-        getattr(os, "replace", os.rename)(source, target)
-        self.sync_directory(target)
-
-    def sync_directory(self, path: str) -> None:
-        """Makes creation and renaming of `path` durable."""
-        if not hasattr(os, "fsync") or os.name != "posix":
-            return
-        fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-    def remove(self, path: str) -> None:
-        getattr(os, "unlink", os.remove)(path)
-
-
-def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:
-    """Replaces `path` by `data`: after a power cut it holds the old content or the new, never a mixture."""
-    files = Files()
-    new = "%s.%d.tmp" % (path, os.getpid())
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    try:
-        with open(fd, "wb") as file:
-            file.write(data)
-            files.sync(file)
-        files.replace(new, path)
-    except OSError:
-        if files.exists(new):
-            files.remove(new)
-        raise
+__all__ = ["Files", "Host", "this_host", "write_atomically"]
 
 
 class Host:
-    """A Linux host.
+    """A Linux host. `this_host` makes the one of this machine.
 
     boot_id_file: where the boot id is read; tests name a file of their own to play a reboot.
     root: prefix of /proc, /sys and /etc, for tests.
     """
+
+    system = "linux"
+    """As Go and Kubernetes name it."""
 
     def __init__(self, boot_id_file: str = "", root: str = "/") -> None:
         self._root = root
@@ -171,7 +113,7 @@ class Host:
             "bootID": self.boot_id(),
             "kernelVersion": os.uname().release,
             "osImage": os_release.get("PRETTY_NAME", ""),
-            "operatingSystem": "linux",
+            "operatingSystem": self.system,
             "architecture": self.architecture(),
         }
 
@@ -195,6 +137,21 @@ class Host:
                 return file.read().strip()
         except OSError:
             return ""
+
+
+def this_host(boot_id_file: str = "") -> Host:
+    """The host that this process runs on."""
+    import sys
+
+    if sys.platform == "win32":
+        from edgelite.winhost import WindowsHost
+
+        return WindowsHost(boot_id_file)
+    if sys.platform == "darwin":
+        from edgelite.machost import MacHost
+
+        return MacHost(boot_id_file)
+    return Host(boot_id_file)
 
 
 def _listdir(path: str) -> "list[str]":

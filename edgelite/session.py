@@ -27,11 +27,13 @@ from edgelite.actions import Apply, Bundle, Close, Delivered, Note, Renewed, Sen
 from edgelite.desired import (
     CLAIM,
     DOCUMENT,
+    PIECE,
     REVISION,
+    TOKEN,
     Claim,
     Desired,
+    body_of,
     compact,
-    decode_document,
     encode_document,
     valid_key,
     version_of,
@@ -44,22 +46,23 @@ if TYPE_CHECKING:
 
     from edgelite.upstream import Upstream, Writes
 
-FEATURES = ["log"]
+FEATURES = ["log", "exec", "portforward", "services", "usage"]
 HELLO_TIMEOUT_S = 30.0
 SILENT_HEARTBEATS = 3
 HEARTBEAT_MIN_S = 0.1
 HEARTBEAT_MAX_S = 600.0
 PAIRS_MAX = 3
 STAGED_MAX = 1024
+TRACE_CHARS_MAX = 64  # of the context that a SET may carry; its ACK carries it back
 WINDOW_MAX = 1024
 MESSAGE_CHARS_MAX = 1024
 
 
 class Identity:
     """What HELLO says about this agent: journal incarnation, boot count, connection count, frame and document
-    limits in bytes."""
+    limits in bytes, and the short name of the trust bundle that it holds ("": it does not say)."""
 
-    __slots__ = ("boot", "conn", "document_bytes_max", "frame_bytes_max", "inc")
+    __slots__ = ("boot", "conn", "document_bytes_max", "frame_bytes_max", "inc", "trust")
 
     def __init__(
         self,
@@ -68,7 +71,9 @@ class Identity:
         conn: int,
         document_bytes_max: int = wire.DOCUMENT_BYTES_MAX,
         frame_bytes_max: int = wire.FRAME_BYTES_MAX,
+        trust: str = "",
     ) -> None:
+        self.trust = trust
         self.inc = inc
         self.boot = boot
         self.conn = conn
@@ -96,7 +101,8 @@ class _Protocol(Exception):
 
 class Session:
     """See the module. `admit(key, document)` -> (reason, message) or None decides on a document before it is
-    journalled; `fetch(journal key)` reads the journal."""
+    journalled; `fetch(journal key)` reads the journal. `redirects`, `unreached`: how the driver came here
+    (`edgelite.hubs`), for HELLO."""
 
     def __init__(
         self,
@@ -118,12 +124,18 @@ class Session:
         self.features: "list[str]" = []
         self.ignored = 0
         self.welcomed_at: "float | None" = None
+        self.redirects = 0
+        self.unreached = ""
+        self.synced = False
+        """Set whenever both ends agree and that is durable here; the driver clears it once it has taken note."""
+        self._in_step = False
         self._heard = 0.0
         self._next_ping = 0.0
         self._pairs_sent = 0
         self._staged: "list[_Staged]" = []
         self._staged_claim: "Claim | None" = None
         self._staged_synced = ""
+        self._traces: "list[str]" = []
         self._revision = desired.revision
         self._revision_written = desired.revision
         self._writes: "Writes" = []
@@ -137,22 +149,27 @@ class Session:
         claim = self._desired.claim
         self._heard = now
         self._upstream.reset()
-        self._send(
-            wire.HELLO,
-            {
-                "proto": [wire.PROTOCOL_MIN, wire.PROTOCOL_MAX],
-                "features": FEATURES,
-                "agent": __version__,
-                "inc": me.inc,
-                "boot": me.boot,
-                "conn": me.conn,
-                "digest": self._desired.digest(),
-                "docs": len(self._desired.versions),
-                "claim": None if claim is None else claim.as_json(),
-                "rev": self._desired.revision,
-                "limits": {"document": me.document_bytes_max, "frame": me.frame_bytes_max},
-            },
-        )
+        hello: "dict[str, Any]" = {
+            "proto": [wire.PROTOCOL_MIN, wire.PROTOCOL_MAX],
+            "features": FEATURES,
+            "agent": __version__,
+            "inc": me.inc,
+            "boot": me.boot,
+            "conn": me.conn,
+            "digest": self._desired.digest(),
+            "docs": len(self._desired.versions),
+            "claim": None if claim is None else claim.as_json(),
+            "rev": self._desired.revision,
+            "limits": {"document": me.document_bytes_max, "frame": me.frame_bytes_max},
+        }
+        if me.trust:
+            hello["trust"] = me.trust
+            hello["features"] = FEATURES + ["trust"]
+        if self.redirects:
+            hello["redirects"] = self.redirects
+        if self.unreached:
+            hello["unreached"] = self.unreached
+        self._send(wire.HELLO, hello)
         return self._take()
 
     def receive(self, kind: int, stream: int, body: bytes, now: float) -> "list[Any]":
@@ -199,9 +216,14 @@ class Session:
         acks: "list[list[str]]" = []
         for staged in self._staged:
             self._commit_document(staged, acks)
+            self.synced = self._in_step
         self._staged = []
         if acks and self.state == "live":
-            self._send(wire.ACK, {"a": acks})
+            ack: "dict[str, Any]" = {"a": acks}
+            if self._traces:
+                ack["t"] = self._traces
+            self._send(wire.ACK, ack)
+        self._traces = []
         self._upstream.committed()
         if self._staged_synced:
             self._compare(self._staged_synced)
@@ -235,6 +257,13 @@ class Session:
     def renew(self, csr_pem: str) -> "list[Any]":
         """Asks for a new certificate; the answer is a Renewed action."""
         self._send(wire.RENEW, {"csr": csr_pem})
+        return self._take()
+
+    def installed(self, trust: str, cert: str) -> "list[Any]":
+        """What the hub sent is on disk: `trust`, the short name of the bundle, and `cert`, the first 16 hex digits of the
+        SHA-256 of the newest certificate's DER. Not said to a hub that does not know what it means."""
+        if "trust" in self.features and self.state != "closed":
+            self._send(wire.BUNDLE, {"have": trust, "cert": cert})
         return self._take()
 
     def stream(self, kind: int, stream: int, body: bytes) -> "list[Any]":
@@ -287,6 +316,8 @@ class Session:
             resync = self._accept(claim, fields.get("confirmed"))
             if sync == "diff":
                 self._send_pairs()
+            else:
+                self._in_step = self.synced = True
         self._out.append(Welcomed(reason, resync, float(fields.get("time") or 0)))
 
     def _hold_reason(self, claim: "Claim | None", fields: "dict[str, Any]") -> str:
@@ -320,10 +351,21 @@ class Session:
         header, document = wire.split_set_body(body)
         fields = json.loads(header)
         key, version, revision = fields["k"], fields["v"], int(fields["r"])
+        trace = fields.get("t")
+        if isinstance(trace, str) and 0 < len(trace) <= TRACE_CHARS_MAX and trace not in self._traces:
+            self._traces.append(trace)
         if not valid_key(key):
             raise _Protocol("SET with the key %r" % (key,))
         if version != version_of(document):
             raise _Protocol("SET of %s: its bytes do not have the version %s" % (key, version))
+        if key.startswith(PIECE):
+            self._out.append(Apply(key, document))
+            return
+        if key.startswith(TOKEN):
+            # Part of no digest: who lacks one asks again, so it is neither acknowledged nor refused.
+            fault = self._refusal(key, document)
+            self._out.append(Note("warning", "%s: %s" % fault) if fault else Apply(key, document))
+            return
         self._revision = max(self._revision, revision)
         refusal = self._refusal(key, document)
         if refusal is None:
@@ -347,7 +389,7 @@ class Session:
         for staged in self._staged:
             if staged.key == key:
                 value = staged.value
-        return b"" if value is None else decode_document(value)[1]
+        return b"" if value is None else body_of(value)
 
     def _del(self, stream: int, body: bytes, now: float) -> None:
         if not self._may_change("DEL"):
@@ -400,9 +442,12 @@ class Session:
         fields = json.loads(body)
         retry = fields.get("retry_s")
         self.state = "closed"
+        expired = fields.get("reason") == "CertificateExpired"
         self._out.append(
             Close(
-                str(fields["code"]), str(fields.get("message") or ""), None if retry is None else float(retry)
+                "expired" if expired else str(fields["code"]),
+                str(fields.get("message") or ""),
+                None if retry is None else float(retry),
             )
         )
 
@@ -411,7 +456,8 @@ class Session:
         self._out.append(Renewed(str(fields["cert"]), list(fields.get("bundle") or [])))
 
     def _bundle(self, stream: int, body: bytes, now: float) -> None:
-        self._out.append(Bundle([str(root) for root in json.loads(body)["roots"]]))
+        fields = json.loads(body)
+        self._out.append(Bundle([str(root) for root in fields["roots"]], fields.get("renew") is True))
 
     def _open(self, stream: int, body: bytes, now: float) -> None:
         if stream % 2 != 1:
@@ -450,7 +496,7 @@ class Session:
             self._desired.refusals.pop(key, None)
             acks.append([key, staged.version])
             if not known:
-                self._out.append(Apply(key, decode_document(staged.value)[1]))
+                self._out.append(Apply(key, body_of(staged.value)))
             return
         self._desired.refusals[key] = staged.refusal
         reason, message = staged.refusal
@@ -460,7 +506,9 @@ class Session:
     def _compare(self, digest: str) -> None:
         """After SYNCED: everything is applied, so both ends must agree."""
         if self.state != "live" or self._desired.digest() == digest:
+            self._in_step = self.synced = self.state == "live"
             return
+        self._in_step = False
         if self._pairs_sent >= PAIRS_MAX:
             self._fail("resync", "the digests differ after %d repairs" % PAIRS_MAX, 60.0)
             return

@@ -1,6 +1,9 @@
-"""Log streams over the hub's connection: credit-based, so that one reader can neither stall heartbeats nor fill memory.
+"""Streams over the hub's connection: credit-based, so that one peer can neither stall heartbeats nor fill memory.
 
-A stream's task may send as many bytes as the hub has granted, and pauses while the connection's own queue is long.
+Here: which streams there are, what may be sent, and logs. What goes both ways (exec, attach, port-forward) is in
+`edgelite.conduit`, which is loaded when the first such stream is opened.
+
+A stream may send as many bytes as the hub has granted, and pauses while the connection's own queue is long.
 Bounds: STREAMS_MAX streams, CREDIT_MAX bytes of credit each, CHUNK_BYTES per frame.
 """
 
@@ -15,11 +18,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from edgelite.loop import Loop, Task
+    from edgelite.runtimes.base import Ends
 
 STREAMS_MAX = 16
 CREDIT_MAX = 16 << 20
 CHUNK_BYTES = 32 << 10
 PAUSE_S = 1.0
+TWO_WAY = ("exec", "attach", "portforward")
 
 
 class ReaderGone(Exception):
@@ -27,57 +32,75 @@ class ReaderGone(Exception):
 
 
 class Sink:
-    """Where a stream's bytes go: see `LogSink` in edgelite.runtimes.base."""
+    """Where a stream's bytes go: see `LogSink` in edgelite.runtimes.base. `tasks` are those that may wait for credit."""
 
     def __init__(self, streams: "Streams", stream: int, credit: int) -> None:
-        self._streams = streams
-        self._stream = stream
+        self.streams = streams
+        self.stream = stream
         self.credit = min(credit, CREDIT_MAX)
         self.open = True
-        self.task: "Task | None" = None
+        self.tasks: "list[Task]" = []
 
     def write(self, data: bytes) -> "Generator[Wait, bool, None]":
         """Generator. Sends all of `data`, waiting for credit as often as needed. Raises ReaderGone."""
         at = 0
         while at < len(data):
+            size = yield from self.allowance(1)
+            chunk = data[at : at + size]
+            at += len(chunk)
+            self.emit(chunk)
+
+    def allowance(self, least: int) -> "Generator[Wait, bool, int]":
+        """Generator. Waits until at least `least` bytes may be sent; how many may be. Raises ReaderGone."""
+        while True:
             if not self.open:
                 raise ReaderGone()
-            if self.credit <= 0:
-                yield Wait(-1, 0, None)  # `Streams.credit` wakes us
-                continue
-            if not self._streams.has_room():
-                yield Wait(-1, 0, self._streams.now() + PAUSE_S)
-                continue
-            chunk = data[at : at + min(self.credit, CHUNK_BYTES)]
-            self.credit -= len(chunk)
-            at += len(chunk)
-            self._streams.emit(wire.DATA, self._stream, chunk)
+            if self.credit < least:
+                yield Wait(-1, 0, None)  # `Streams` wakes us when there is more
+            elif not self.streams.has_room():
+                yield Wait(-1, 0, self.streams.loop.now() + PAUSE_S)
+            else:
+                return min(self.credit, CHUNK_BYTES)
+
+    def emit(self, body: bytes) -> None:
+        """Sends what `allowance` allowed."""
+        self.credit -= len(body)
+        self.streams.emit(wire.DATA, self.stream, body)
+
+    def received(self, body: bytes) -> "str | None":
+        """DATA of the hub; an error text when it broke the protocol. A log takes none."""
+        return "DATA on a stream that takes none"
+
+    def wake(self) -> None:
+        for task in self.tasks:
+            self.streams.loop.wake(task)
 
 
 class Streams:
     """The streams of one connection.
 
-    logs: `Workloads.logs`; emit(kind, stream, body bytes) sends; has_room() tells whether the connection's queue is
-    short."""
+    logs, inside, usage: see `Workloads`, of the last None where an agent does not tell it; emit(kind, stream, body bytes) sends; has_room() tells
+    whether the connection's queue is short."""
 
     def __init__(
         self,
         loop: "Loop",
         logs: "Callable[[str, str, dict[str, Any], Sink], Generator[Wait, bool, None]]",
+        inside: "Callable[[dict[str, Any]], Generator[Wait, bool, Ends]]",
         emit: "Callable[[int, int, bytes], None]",
         has_room: "Callable[[], bool]",
+        usage: "Callable[[Sink], Generator[Wait, bool, None]] | None" = None,
     ) -> None:
-        self._loop = loop
+        self.loop = loop
         self._logs = logs
+        self._inside = inside
+        self._usage = usage
         self._open: "dict[int, Sink]" = {}
         self.emit = emit
         self.has_room = has_room
 
     def __len__(self) -> int:
         return len(self._open)
-
-    def now(self) -> float:
-        return self._loop.now()
 
     def message(self, kind: int, stream: int, body: "Any") -> "str | None":
         """A stream message of the hub: OPEN (dict), CREDIT (int), CLOSE (dict), DATA (bytes). Returns an error text
@@ -91,7 +114,9 @@ class Streams:
             if body < 0:
                 return "negative credit"
             sink.credit = min(sink.credit + body, CREDIT_MAX)
-            self._loop.wake(sink.task)
+            sink.wake()
+        elif kind == wire.DATA:
+            return sink.received(body)
         elif kind == wire.CLOSE:
             self._drop(stream)
         return None
@@ -99,7 +124,7 @@ class Streams:
     def wake(self) -> None:
         """The connection's queue has room again."""
         for sink in self._open.values():
-            self._loop.wake(sink.task)
+            sink.wake()
 
     def close_all(self) -> None:
         """The connection is gone."""
@@ -111,22 +136,33 @@ class Streams:
             return "OPEN of stream %d, which is open" % stream
         if not isinstance(request, dict):
             return "OPEN without a request"
-        if request.get("kind") != "log":
-            self._end(stream, "Unsupported", "this agent has no streams of kind %r" % (request.get("kind"),))
+        kind = request.get("kind")
+        if kind not in ("log",) + TWO_WAY and not (kind == "usage" and self._usage is not None):
+            self._end(stream, "Unsupported", "this agent has no streams of kind %r" % (kind,))
             return None
         if len(self._open) >= STREAMS_MAX:
             self._end(stream, "TooManyStreams", "%d streams are open on this node" % STREAMS_MAX)
             return None
-        sink = Sink(self, stream, int(request.get("credit") or 0))
+        credit = int(request.get("credit") or 0)
+        if kind == "log":
+            sink = Sink(self, stream, credit)
+            steps = self._logs(str(request.get("pod")), str(request.get("container")), request, sink)
+        elif kind == "usage" and self._usage is not None:
+            sink = Sink(self, stream, credit)
+            steps = self._usage(sink)
+        else:
+            from edgelite.conduit import Conduit
+
+            sink = conduit = Conduit(self, stream, credit)
+            steps = conduit.run(self._inside, request)
         self._open[stream] = sink
-        sink.task = self._loop.spawn(self._run(stream, sink, request), "log stream %d" % stream)
+        sink.tasks.append(self.loop.spawn(self._run(sink, steps), "%s stream %d" % (kind, stream)))
         return None
 
-    def _run(self, stream: int, sink: Sink, request: "dict[str, Any]") -> "Generator[Wait, bool, None]":
+    def _run(self, sink: Sink, steps: "Generator[Wait, bool, None]") -> "Generator[Wait, bool, None]":
         code = message = ""
         try:
-            pod, container = str(request.get("pod")), str(request.get("container"))
-            yield from self._logs(pod, container, request, sink)
+            yield from steps
         except ReaderGone:
             return
         except Cancelled:
@@ -134,10 +170,10 @@ class Streams:
         except RuntimeFailure as error:
             code, message = error.reason, error.message
         except OSError as error:
-            code, message = "ReadFailed", "cannot read the log: %s" % error
-        if self._open.get(stream) is sink:
-            del self._open[stream]
-            self._end(stream, code, message)
+            code, message = "Failed", "the stream broke off on this node: %s" % error
+        if self._open.get(sink.stream) is sink:
+            del self._open[sink.stream]
+            self._end(sink.stream, code, message)
 
     def _end(self, stream: int, code: str, message: str) -> None:
         body: "dict[str, Any]" = {"error": {"code": code, "message": message}} if code else {}
@@ -146,5 +182,6 @@ class Streams:
     def _drop(self, stream: int) -> None:
         sink = self._open.pop(stream)
         sink.open = False
-        if sink.task is not self._loop.current:
-            self._loop.cancel(sink.task)
+        for task in list(sink.tasks):
+            if task is not self.loop.current:
+                self.loop.cancel(task)

@@ -7,7 +7,8 @@ same (type, key) replaces the older one; events never do.
 Invariant: an entry is offered for sending only after `committed`, that is once it is durable. Volatile entries
 (those that are worked out anew at every start, such as the node's facts) are never journalled and need no sync.
 
-Bounds: EVENTS_MAX events wait (then the oldest is dropped and counted), and one state per (type, key).
+Bounds: EVENTS_MAX events wait, or as many as the driver says (then the oldest is dropped and counted), and one state per
+(type, key).
 Runs on MicroPython.
 """
 
@@ -42,9 +43,11 @@ class _Entry:
 
 
 class Upstream:
-    """The entries that the hub has not acknowledged. `dropped_events` counts those given up for lack of room."""
+    """The entries that the hub has not acknowledged. events_max: how many of them may be events; `dropped_events` counts those
+    given up for lack of room."""
 
-    def __init__(self) -> None:
+    def __init__(self, events_max: int = EVENTS_MAX) -> None:
+        self._events_max = events_max
         self._entries: "dict[int, _Entry]" = {}
         self._newest: "dict[tuple[str, str], int]" = {}
         self._events = 0
@@ -84,7 +87,7 @@ class Upstream:
         older = None if kind == "event" else self._newest.get((kind, key))
         if older is not None:
             writes.extend(self._forget(older))
-        elif kind == "event" and self._events >= EVENTS_MAX:
+        elif kind == "event" and self._events >= self._events_max:
             writes.extend(self._forget(self._oldest_event()))
             self.dropped_events += 1
         ready = volatile and number < self._reserved_durably

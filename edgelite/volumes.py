@@ -10,9 +10,9 @@ import os
 import stat
 
 from edgelite import atomicfiles
+from edgelite.dates import rfc3339
 from edgelite.payload import is_payload, is_secret, payload
 from edgelite.podenv import BadReference, Environment, Library, NodeFacts, expand
-from edgelite.podstatus import rfc3339
 from edgelite.runtimes.base import Mount
 
 TYPE_CHECKING = False
@@ -74,8 +74,8 @@ class Volumes:
             where = "spec.volumes[%d] (%s)" % (n, volume.get("name"))
             if is_secret(volume) and self._memory is None and not self._node.allow_secret_files:
                 refusals.append(
-                    "%s: this node has no tmpfs for Secrets; allow secret files in the agent's configuration, "
-                    "or mount a tmpfs at /dev/shm" % where
+                    "%s: this node has no tmpfs for Secrets; allow secret files in the agent's configuration"
+                    "%s" % (where, "" if os.name == "nt" else ", or mount a tmpfs at /dev/shm")
                 )
             if (volume.get("emptyDir") or {}).get("medium") == "Memory" and self._memory is None:
                 refusals.append("%s.emptyDir.medium: this node has no tmpfs" % where)
@@ -145,7 +145,12 @@ class Volumes:
     def _write(self, pod: "dict[str, Any]", volume: "dict[str, Any]", wall: float) -> bool:
         files = payload(pod, volume, self._library, self._node)
         stamp = rfc3339(wall).replace("-", "_").replace(":", "_").replace("T", "_").rstrip("Z")
-        return atomicfiles.write(self._place(pod["uid"], volume), files, stamp, _fs_group(pod))
+        place = self._place(pod["uid"], volume)
+        if os.name == "nt":
+            from edgelite import winfiles
+
+            return winfiles.write(place, files, stamp, None)
+        return atomicfiles.write(place, files, stamp, _fs_group(pod))
 
     def _empty_dir(self, pod: "dict[str, Any]", volume: "dict[str, Any]") -> None:
         path = self._place(pod["uid"], volume)
@@ -236,7 +241,11 @@ class Volumes:
 def _fs_group(pod: "dict[str, Any]") -> "int | None":
     """fsGroup can be given to files by root only; elsewhere everything runs as one user anyway."""
     group = (pod["spec"].get("securityContext") or {}).get("fsGroup")
-    return None if group is None or os.geteuid() != 0 else int(group)
+    return None if group is None or not _is_root() else int(group)
+
+
+def _is_root() -> bool:
+    return hasattr(os, "geteuid") and os.geteuid() == 0
 
 
 def _sub_path(wanted: "dict[str, Any]", env: Environment) -> str:
@@ -259,7 +268,7 @@ def _inside(base: str, sub_path: str, volume: str) -> str:
         raise BadReference("volume %s: subPath %s must be relative and without '..'" % (volume, sub_path))
     root = os.path.realpath(base)
     inner = os.path.realpath(os.path.join(root, sub_path))
-    if inner != root and not inner.startswith(root + "/"):
+    if inner != root and not inner.startswith(root + os.sep):
         raise VolumeError("volume %s: subPath %s leads out of the volume" % (volume, sub_path))
     return inner
 
@@ -274,7 +283,7 @@ def _copy(source: str, target: str) -> None:
         with open(source, "rb") as old, os.fdopen(fd, "wb") as new:
             new.write(old.read())
     info = os.stat(source)
-    if os.geteuid() == 0:
+    if _is_root():
         os.chown(target, info.st_uid, info.st_gid)
     os.chmod(target, stat.S_IMODE(info.st_mode))
 

@@ -121,7 +121,8 @@ class Decoder:
     ) -> None:
         self.frame_bytes_max = frame_bytes_max
         self.message_bytes_max = message_bytes_max
-        self._buffer = b""
+        self._buffer = bytearray()
+        self._needed = HEADER_BYTES  # bytes in the buffer before there is anything to do
         self._parts: "dict[int, tuple[int, bytearray]]" = {}
 
     def held_bytes(self) -> int:
@@ -136,10 +137,22 @@ class Decoder:
     def feed(self, data: bytes) -> "list[tuple[int, int, bytes]]":
         """The messages that `data` completes, in order. Raises WireError on a broken or too long frame; a
         length above the bound is refused from the header alone, before any of its body is kept."""
-        buffer = self._buffer + data if self._buffer else data
+        size = len(data)
+        if size >= HEADER_BYTES and not self._buffer and not self._parts:
+            # Most often one whole frame, and nothing is left to keep.
+            kind, flags, stream, length = struct.unpack_from(HEADER, data)
+            if length == size - HEADER_BYTES and length <= self.frame_bytes_max and not flags & MORE:
+                return [(kind, stream, data[HEADER_BYTES:])]
+        buffer = data
+        if self._buffer:
+            self._buffer.extend(data)
+            if len(self._buffer) < self._needed:
+                return []  # so that a frame that comes byte by byte is not copied for each of them
+            buffer = bytes(self._buffer)
         out: "list[tuple[int, int, bytes]]" = []
         at = 0
         size = len(buffer)
+        self._needed = HEADER_BYTES
         while size - at >= HEADER_BYTES:
             kind, flags, stream, length = struct.unpack_from(HEADER, buffer, at)
             if length > self.frame_bytes_max:
@@ -147,6 +160,7 @@ class Decoder:
                     "frame of %d bytes announced, at most %d allowed" % (length, self.frame_bytes_max)
                 )
             if size - at - HEADER_BYTES < length:
+                self._needed = HEADER_BYTES + length
                 break
             body = buffer[at + HEADER_BYTES : at + HEADER_BYTES + length]
             at += HEADER_BYTES + length
@@ -156,7 +170,7 @@ class Decoder:
                     out.append((kind, stream, whole))
             else:
                 out.append((kind, stream, body))
-        self._buffer = buffer[at:]
+        self._buffer = bytearray(buffer[at:])
         return out
 
     def _join(self, kind: int, flags: int, stream: int, body: bytes) -> "bytes | None":

@@ -10,11 +10,11 @@ document is gone, so that its hooks and grace are honoured after kill -9 as well
 """
 
 import json
-import os
 
-from edgelite import podreview
-from edgelite.containers import WAITING
-from edgelite.loop import POLLIN, Cancelled, Wait
+from edgelite import podreview, podservices
+from edgelite.containers import EXITED, WAITING
+from edgelite.localview import usual_volumes
+from edgelite.loop import POLLIN, Cancelled, Wait, wakeup
 from edgelite.operations import Operations
 from edgelite.payload import references
 from edgelite.podactions import Check, Event, Gone, Hook, Remove, Report, Save, Start, Stop
@@ -28,6 +28,8 @@ from edgelite.podenv import (
 from edgelite.podtasks import PodTasks
 from edgelite.reconcile import RETRY_S, UNDESIRED, Pod
 from edgelite.runtimes.base import RuntimeFailure
+from edgelite.tokenkeeper import TokenKeeper
+from edgelite.tokens import fault as token_fault
 from edgelite.volumes import VolumeError, Volumes, find_tmpfs
 
 TYPE_CHECKING = False
@@ -37,19 +39,29 @@ if TYPE_CHECKING:
 
     from edgelite.loop import Loop
     from edgelite.operations import Operation
-    from edgelite.runtimes.base import LogSink, Runtime, State, Status
+    from edgelite.podview import PodView
+    from edgelite.runtimes.base import Ends, LogSink, Runtime, State, Status
+    from edgelite.vault import Vault
 
     class Clock(Protocol):
         def now(self) -> float: ...
         def wall(self) -> float: ...
 
     Steps = Generator[Wait, bool, None]
+    Shown = tuple[Pod, set[str]] | None
 
 PODS_MAX = 256
 DOCUMENT_BYTES_MAX = 1520435  # 1.45 MiB
 CHANGES_WAIT_S = 5.0
 REFRESH_RETRY_S = 60.0
 STORE_RETRY_S = 5.0
+# What pods use, by the first part of its documents' keys
+LIBRARY = {
+    "configmap": "ConfigMap",
+    "secret": "Secret",
+    "service": "Service",
+    "endpointslice": "EndpointSlice",
+}
 # How many operations of a kind run at once: far below what the loop and the host can carry.
 LIMITS = {"start": 8, "stop": 1024, "remove": 8, "probe": 64, "hook": 128}
 
@@ -84,8 +96,11 @@ class Workloads:
         store: "State",
         clock: "Clock",
         tmpfs: "str | None" = "",
+        vault: "Callable[[], Vault] | None" = None,
+        view: "Callable[[Library, Callable[[str], Shown]], PodView] | None" = None,
     ) -> None:
-        """tmpfs: where Secrets are put; "" finds one, None is for hosts without."""
+        """tmpfs: where Secrets are put; "" finds one, None is for hosts without. vault: makes what tokens are sealed with.
+        view: makes what the node's own API shows, None for a node without one."""
         self.trouble = ""
         self._loop = loop
         self._runtime = runtime
@@ -102,12 +117,17 @@ class Workloads:
         self._tasks = PodTasks(
             loop, runtime, node, self._library, self._volumes, clock, self._touch, self._note_trouble
         )
+        self._tokens = TokenKeeper(
+            loop, self._library.tokens, self._running, report, store, vault or _no_vault, clock.wall
+        )
+        self._make_view = view
+        self._view: "PodView | None" = None  # made for the first pod that needs it: most nodes have none
+        if view is not None:
+            self._library.local_api = self._local_api
         self._recovered = False
         self._tell_anew = False
         self._draining = False
-        self._wake_r, self._wake_w = os.pipe()
-        os.set_blocking(self._wake_r, False)
-        os.set_blocking(self._wake_w, False)
+        self._wakeup = wakeup()
 
     # -- documents
 
@@ -119,10 +139,16 @@ class Workloads:
         if kind in ("configmap", "secret") and len(parts) == 3:
             fault = check_library_document(key, body)
             return None if fault is None else ("Invalid", "%s: %s" % (key, fault))
+        if kind in podservices.KINDS and len(parts) == 3:
+            fault = podservices.fault(key, body)
+            return None if fault is None else ("Invalid", "%s: %s" % (key, fault))
         if kind == "agent":
             return None
+        if kind == "token":
+            fault = token_fault(key, body)
+            return None if fault is None else ("Invalid", "%s: %s" % (key, fault))
         if kind != "pod" or len(parts) != 4:
-            return "UnknownKind", "%s: this agent knows pods, configmaps and secrets" % key
+            return "UnknownKind", "%s: this agent knows pods and what they use" % key
         try:
             doc = json.loads(body)
         except ValueError as error:
@@ -150,9 +176,11 @@ class Workloads:
     def set(self, key: str, body: bytes) -> None:
         """A journalled document is desired from now on. Documents of other kinds are not for workloads."""
         kind = key.split("/")[0]
-        if kind in ("configmap", "secret"):
+        if kind in LIBRARY:
             self._library.put(*_library_key(key), body)
             self._poke(key)
+        elif kind == "token":
+            self._take_token(key, body)
         elif kind == "pod":
             doc = json.loads(body)
             entry = self._entries.get(doc["uid"])
@@ -166,10 +194,60 @@ class Workloads:
                 entry.refresh_at = self._clock.now()
                 self._touch(doc["uid"])
 
+    def _take_token(self, key: str, body: bytes) -> None:
+        entry = self._entries.get(key.split("/")[1])
+        if entry is None or key not in entry.refs:
+            return  # its pod has gone meanwhile
+        try:
+            self._tokens.take(key, body)
+        except RuntimeFailure as error:
+            entry.pod.warn(
+                "TokenNotKept", "a restart of the node would ask anew: " + error.message, *self._times()
+            )
+        self._poke(key)
+
+    def token_refused(self, key: str, reason: str) -> None:
+        """The hub could not get the tokens of a pod; they are asked for again."""
+        entry = self._entries.get(key.split("/")[-1])
+        if entry is not None:
+            text = "the hub got no token of the pod's service account: " + reason
+            entry.pod.warn("FailedMount", text, *self._times())
+            self._touch(entry.pod.uid)
+
+    def _running(self) -> "list[tuple[str, dict[str, Any]]]":
+        """The pods that may use tokens."""
+        return [
+            (e.key, e.pod.doc)
+            for e in self._entries.values()
+            if not e.pod.ending and any(c.state != EXITED for c in e.pod.containers)
+        ]
+
+    def _shown(self, uid: str) -> "Shown":
+        entry = self._entries.get(uid)
+        return None if entry is None else (entry.pod, entry.refs)
+
+    def _local_api(self) -> "tuple[int, str]":
+        """Raises VolumeError."""
+        assert self._make_view is not None
+        try:
+            if self._view is None:
+                self._view = self._make_view(self._library, self._shown)
+            return self._view.api()
+        except (OSError, RuntimeFailure) as error:
+            raise VolumeError("the node's own API cannot be started: %s" % error)
+
+    def _begin_local_api(self) -> None:
+        """What runs from before was told of it."""
+        if self._make_view is not None and any(usual_volumes(e.pod.doc) for e in self._entries.values()):
+            try:
+                self._local_api()
+            except VolumeError as error:
+                self.trouble = error.message
+
     def delete(self, key: str) -> None:
         """A document is no longer desired: its pod is stopped gracefully and removed."""
         kind = key.split("/")[0]
-        if kind in ("configmap", "secret"):
+        if kind in LIBRARY:
             self._library.drop(*_library_key(key))
         elif kind == "pod":
             self._wanted.pop(key, None)
@@ -184,6 +262,8 @@ class Workloads:
             self._touch(uid)
 
     def _poke(self, key: str) -> None:
+        if self._view is not None:
+            self._view.changed()
         for uid, entry in self._entries.items():
             if key in entry.refs:
                 entry.pod.poke()
@@ -208,7 +288,12 @@ class Workloads:
         found: "dict[str, list[Status]]" = {}
         for status in statuses:
             found.setdefault(status.uid, []).append(status)
-        stored = dict(self._store.items())
+        stored = {}
+        for name, value in self._store.items():
+            if name.startswith("token/"):
+                self._tokens.restore(name, value)
+            elif "/" in name:
+                stored[name] = value
         self._recovered = True
         for key, doc in list(self._wanted.items()):
             uid = doc["uid"]
@@ -224,6 +309,7 @@ class Workloads:
         for uid in list(found) + sorted(self._volumes.leftovers()):
             if uid not in self._entries:
                 self._create_orphan(uid, stored, found.get(uid, []))
+        self._begin_local_api()
         self._loop.spawn(self._watch(), "workloads.changes")
         yield from self._pump()
 
@@ -242,6 +328,7 @@ class Workloads:
         entry = self._entries[pod.uid] = _Entry(key, pod)
         entry.refresh_at = None if record is None else now
         self._touch(pod.uid)
+        self._tokens.look()
 
     def _review(self, pod: Pod, now: float, wall: float) -> None:
         refusals, warnings = podreview.review(pod.doc)
@@ -276,10 +363,7 @@ class Workloads:
         if uid not in self._entries:
             return  # a probe or hook that outlived its pod: the pump would look for it for ever
         self._dirty.add(uid)
-        try:
-            os.write(self._wake_w, b".")
-        except BlockingIOError:
-            pass  # the pipe is full: the pump wakes up anyway
+        self._wakeup.ring()
 
     def _pump(self) -> "Steps":
         while True:
@@ -291,13 +375,10 @@ class Workloads:
             dues = [e.due for e in self._entries.values() if e.due is not None]
             deadline = None if not dues else self._loop.now() + max(0.0, min(dues) - self._clock.now())
             if not self._dirty:
-                yield Wait(self._wake_r, POLLIN, deadline)
+                yield Wait(self._wakeup.fileno(), POLLIN, deadline)
             else:
                 yield Wait(-1, 0, 0.0)
-            try:
-                os.read(self._wake_r, 4096)
-            except BlockingIOError:
-                pass
+            self._wakeup.drain()
 
     def _step(self, entry: _Entry) -> None:
         now = self._clock.now()
@@ -327,6 +408,7 @@ class Workloads:
         uid = entry.pod.uid
         self._store.delete("pod/" + uid)
         self._store.delete("doc/" + uid)
+        self._tokens.forget(uid)
         self._entries.pop(uid, None)
         doc = self._wanted.pop(entry.key, None)
         if doc is not None:
@@ -336,6 +418,8 @@ class Workloads:
         pod = entry.pod
         if isinstance(act, Report):
             self._report("pod", entry.key, act.status)
+            if self._view is not None:
+                self._view.changed()
         elif isinstance(act, Event):
             self._report("event", entry.key, act.body)
         elif isinstance(act, Gone):
@@ -390,6 +474,26 @@ class Workloads:
 
     # -- what the agent asks for
 
+    def usage(self, out: "LogSink") -> "Steps":
+        """Writes what the node and its containers use, as JSON (ARCHITECTURE.md, "Usage"). Fails with RuntimeFailure and what
+        `out` raises."""
+        from edgelite import nodeusage  # most agents are never asked
+
+        found = yield from self._runtime.usage()
+        body = {"at": self._clock.wall(), "node": nodeusage.read(), "containers": found}
+        yield from out.write(json.dumps(body, separators=(",", ":")).encode())
+
+    def inside(self, request: "dict[str, Any]") -> "Generator[Wait, bool, Ends]":
+        """Generator. Opens what a stream of kind exec, attach or portforward asks for (ARCHITECTURE.md, OPEN). Raises
+        RuntimeFailure with a reason for the asker."""
+        from edgelite import inside  # most agents never need it
+
+        uid = str(request.get("pod"))
+        entry = self._entries.get(uid)
+        if entry is None:
+            raise RuntimeFailure("NotFound", "this node has no pod with UID %s" % uid)
+        return (yield from inside.begin(self._runtime, entry.pod, request))
+
     def logs(self, uid: str, container: str, options: "dict[str, Any]", out: "LogSink") -> "Steps":
         """Generator. Writes a container's log to `out`. Raises RuntimeFailure with a reason for the reader."""
         entry = self._entries.get(uid)
@@ -437,9 +541,13 @@ class Workloads:
         return entry.pod.at_rest and not entry.backlog and not entry.pod.removing
 
 
+def _no_vault() -> "Vault":
+    raise RuntimeFailure("TokenNotKept", "this node has no key to seal tokens with")
+
+
 def _library_key(key: str) -> "tuple[str, str, str]":
     kind, namespace, name = key.split("/", 2)
-    return {"configmap": "ConfigMap", "secret": "Secret"}[kind], namespace, name
+    return LIBRARY[kind], namespace, name
 
 
 def _same_containers(pod: Pod, doc: "dict[str, Any]") -> bool:

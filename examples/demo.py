@@ -58,8 +58,12 @@ class Demo:
         self.directory, self.manifests, self.timeout_s = directory, manifests, timeout_s
         self.children: dict[str, Process] = {}
         self.kubectl = shutil.which("kubectl")
-        self.kubeconfig = directory / "hub/kubeconfig"
+        self.data_dir = directory / "hub"
         self.reported = False
+
+    @property
+    def kubeconfig(self) -> Path:
+        return self.data_dir / "kubeconfig"
 
     # -- starting
 
@@ -69,28 +73,32 @@ class Demo:
         settings = self.directory / "hub.yaml"
         settings.write_text("heartbeat: 5s\n")  # a node that you kill is noticed soon
         await self._spawn(
-            "hub", "-m", "hub", "serve", "--config", str(settings), "--data-dir", str(self.directory / "hub"),
+            "hub", sys.executable, "-m", "hub", "serve", "--config", str(settings), "--data-dir", str(self.data_dir),
             "--api-address", "127.0.0.1:0", "--edge-address", "127.0.0.1:0",
         )  # fmt: skip
-        endpoints = self.directory / "hub/endpoints.json"
+        self.edge = await self._serves(self.data_dir)
+        return ApiClient(kubeconfig.read(str(self.kubeconfig)))
 
-        async def serves() -> bool:
+    async def _serves(self, data_dir: Path) -> str:
+        """Waits until the hub on that directory serves; the address of its edge port."""
+        endpoints = data_dir / "endpoints.json"
+
+        async def there() -> bool:
             return endpoints.exists()
 
-        await self._until(serves, "the hub serves")
-        self.edge = json.loads(endpoints.read_text())["edge"]
-        return ApiClient(kubeconfig.read(str(self.kubeconfig)))
+        await self._until(there, f"the hub in {data_dir} serves")
+        return str(json.loads(endpoints.read_text())["edge"])
 
     async def nodes(self, api: ApiClient) -> None:
         """Two `edgelite join`: each makes its key, gets its certificate for the token, and goes on as the agent."""
         step(f"enrolling {' and '.join(NODES)}")
         token = await self._run(
             sys.executable, "-m", "hub", "token", "create", "--pool", "demo", "--count", str(len(NODES)),
-            "--data-dir", str(self.directory / "hub"),
+            "--data-dir", str(self.data_dir),
         )  # fmt: skip
         for name in NODES:
             await self._spawn(
-                name, "-m", "edgelite", "join", "--hub", self.edge, "--token", token.strip(), "--name", name,
+                name, sys.executable, "-m", "edgelite", "join", "--hub", self.edge, "--token", token.strip(), "--name", name,
                 "--data-dir", str(self.directory / name), "--runtime", "process",
             )  # fmt: skip
 
@@ -134,6 +142,15 @@ class Demo:
 
     # -- the report
 
+    async def story(self) -> None:
+        """All of it, up to the report."""
+        async with await self.hub() as api:
+            await self.nodes(api)
+            await self.apply(api)
+            await self.running(api)
+            await self.report(api)
+            self.reported = True
+
     async def report(self, api: ApiClient) -> None:
         for what, path in ((["nodes"], "/api/v1/nodes"), (["pods", "-o", "wide"], PODS)):
             say(f"\n$ kubectl get {' '.join(what)}")
@@ -172,9 +189,9 @@ class Demo:
     async def stop(self) -> None:
         """Stops all that was started, workloads first. Raises DemoError when something stays."""
         left = [text for text in await asyncio.gather(*map(self._stop_node, NODES)) if text]
-        hub = self.children.get("hub")
-        if hub is not None:
-            await end(hub)
+        for name, child in reversed(self.children.items()):
+            if name not in NODES:
+                await end(child)
         if left:
             raise DemoError("\n".join([*left, f"{self.directory} is left as it is"]))
         shutil.rmtree(self.directory)
@@ -200,11 +217,11 @@ class Demo:
 
     # -- helpers
 
-    async def _spawn(self, name: str, *arguments: str) -> None:
+    async def _spawn(self, name: str, *argv: str) -> None:
         with self._log_file(name) as log:
             # A session of its own: Ctrl-C reaches the demo alone, which stops everything in order.
             self.children[name] = await asyncio.create_subprocess_exec(
-                sys.executable, *arguments, cwd=ROOT, stdin=DEVNULL, stdout=log, stderr=STDOUT, start_new_session=True
+                *argv, cwd=ROOT, stdin=DEVNULL, stdout=log, stderr=STDOUT, start_new_session=True
             )  # fmt: skip
 
     def _log_file(self, name: str) -> BinaryIO:
@@ -347,12 +364,7 @@ async def diagnosis(api: ApiClient) -> str:
 
 
 async def show(demo: Demo, once: bool) -> None:
-    async with await demo.hub() as api:
-        await demo.nodes(api)
-        await demo.apply(api)
-        await demo.running(api)
-        await demo.report(api)
-        demo.reported = True
+    await demo.story()
     if not once:
         say(f"\nRunning. Ctrl-C stops everything and removes {demo.directory}")
         while True:
@@ -360,9 +372,9 @@ async def show(demo: Demo, once: bool) -> None:
             await asyncio.sleep(0.5)
 
 
-async def run(options: argparse.Namespace) -> int:
+async def run(options: argparse.Namespace, kind: type[Demo]) -> int:
     """Shows the demo until it is done, fails or is interrupted; whatever happens, all is stopped."""
-    demo = Demo(Path(tempfile.mkdtemp(prefix="cloudhub-demo-")), options.manifests.resolve(), options.timeout)
+    demo = kind(Path(tempfile.mkdtemp(prefix="cloudhub-demo-")), options.manifests.resolve(), options.timeout)
     work = asyncio.create_task(show(demo, options.once), name="show")
     stopping = False
 
@@ -385,7 +397,7 @@ async def run(options: argparse.Namespace) -> int:
         code = 1
     finally:
         stopping = True
-        step("stopping workloads, nodes and the hub")
+        step("stopping workloads, nodes and all else")
         try:
             await demo.stop()
             step("all stopped and removed")
@@ -395,10 +407,16 @@ async def run(options: argparse.Namespace) -> int:
     return code
 
 
-def main() -> int:
+def main(
+    kind: type[Demo] = Demo,
+    command: str = "make demo",
+    what: str = "a hub and two edge nodes",
+    timeout_s: float = 120,
+) -> int:
+    """The command line of a demo; its exit code."""
     parser = argparse.ArgumentParser(
-        prog="make demo ARGS=...",
-        description="Runs a hub and two edge nodes on this machine, applies manifests with kubectl (or without, where "
+        prog=f"{command} ARGS=...",
+        description=f"Runs {what} on this machine, applies manifests with kubectl (or without, where "
         "there is none), waits until everything runs, reports, and goes on until Ctrl-C, which stops and removes "
         "everything.",
         epilog="Exit codes: 0 shown (and stopped), 1 something did not work: the reason is on stderr, 130 interrupted "
@@ -418,13 +436,13 @@ def main() -> int:
         "--timeout",
         metavar="SECONDS",
         type=float,
-        default=120.0,
-        help="how long each step may take (default: 120)",
+        default=timeout_s,
+        help=f"how long each step may take (default: {timeout_s:g})",
     )
     options = parser.parse_args()
     if not os.path.exists(options.manifests):
         parser.error(f"--manifests {options.manifests}: there is no such file or directory")
-    return asyncio.run(run(options))
+    return asyncio.run(run(options, kind))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,9 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 import msgspec
 import orjson
-import zstandard
 
 from hub.objects import Meta, PodView, Resource, view_type
-
-_COMPRESS_MIN_BYTES = 256
-_compress = zstandard.ZstdCompressor(level=3).compress
-_decompress = zstandard.ZstdDecompressor().decompress
+from hub.packing import Packed, Packer, Unpack, pack
 
 
 class HasMeta(Protocol):
@@ -26,32 +22,52 @@ Key = tuple[str, str]
 """(namespace or "", name)"""
 
 
-class Entry(Generic[V]):
-    """One cached object, immutable. `revision` is its resourceVersion."""
+Keep = Callable[[Any, bytes], tuple[Any, object]]
+"""From a view and the object's JSON to what a thin cache holds: the view, perhaps of fewer fields, and a note."""
 
-    __slots__ = ("_blob", "_packed", "key", "partition", "revision", "view")
 
-    def __init__(self, key: Key, partition: str, revision: int, raw: bytes, view: V) -> None:
-        self.key = key
-        self.partition = partition
-        self.revision = revision
-        self.view = view
-        self._packed = len(raw) >= _COMPRESS_MIN_BYTES
-        # An exact copy: what the compressor returns keeps the slack of its worst case alive.
-        self._blob = bytes(memoryview(_compress(raw))) if self._packed else raw
+NO_BYTES: Packed = (None, b"")
+"""Of a thin entry."""
+Slim = Callable[[Any], Any]
+"""From a view to one of fewer fields, for a cache that is asked little beside the bytes."""
+
+
+def keep_view(view: Any, raw: bytes) -> tuple[Any, None]:
+    """The `Keep` of kinds of which the view is enough."""
+    return view, None
+
+
+class Entry(msgspec.Struct, Generic[V], frozen=True, eq=False, gc=False):
+    """One cached object, immutable. `revision` is its resourceVersion; `note` is what was kept beside the view. A thin one is
+    without its bytes: `blob` is empty. `unpack` makes the object's JSON of `blob`; None: it is that. `rank`: how much the
+    view and the note have, among kin (`hub.kin`). Nothing of it leads back to it: the collector need not follow it."""
+
+    key: Key
+    partition: str
+    revision: int
+    view: V
+    note: Any = None
+    rank: int = 0
+    unpack: Unpack | None = None
+    blob: bytes = b""
 
     @property
     def meta(self) -> Meta:
         return self.view.metadata
 
+    def bare(self) -> "Entry[V]":
+        """The same without the bytes."""
+        return Entry(self.key, self.partition, self.revision, self.view, self.note, self.rank)
+
     @property
     def size(self) -> int:
         """Bytes that the object's JSON takes in memory."""
-        return len(self._blob)
+        return len(self.blob)
 
     def raw(self) -> bytes:
         """The object's JSON as stored: without resourceVersion, see `obj`."""
-        return _decompress(self._blob) if self._packed else self._blob
+        assert self.blob, "a thin cache holds no bytes: read the object from the store"
+        return self.unpack(self.blob) if self.unpack is not None else self.blob
 
     def obj(self) -> dict[str, Any]:
         """A fresh dict of the whole object, with its resourceVersion; the caller may change it."""
@@ -64,46 +80,64 @@ def with_revision(obj: dict[str, Any], revision: int) -> dict[str, Any]:
     return obj
 
 
-Indexer = Callable[[Any], Iterable[str]]
+Indexer = Callable[[Any], tuple[str, ...]]
 """From an Entry to the values under which an index finds it."""
 
 
-def by_namespace(entry: Entry[Any]) -> Iterable[str]:
+def by_namespace(entry: Entry[Any]) -> tuple[str, ...]:
     return (entry.key[0],)
 
 
-def by_owner(entry: Entry[Any]) -> Iterable[str]:
+def by_owner(entry: Entry[Any]) -> tuple[str, ...]:
     """UIDs of the owners."""
-    return tuple(ref.uid for ref in entry.meta.ownerReferences or ())
+    refs = entry.meta.ownerReferences
+    return tuple([ref.uid for ref in refs]) if refs else ()
 
 
-def by_node(entry: Entry[PodView]) -> Iterable[str]:
+def by_node(entry: Entry[PodView]) -> tuple[str, ...]:
     node = entry.view.spec.nodeName
     return (node,) if node else ()
 
 
 class Cache(Generic[V]):
-    """Objects of one kind by (namespace, name), with secondary indexes. Changed by its informer alone."""
+    """Objects of one kind by (namespace, name), with secondary indexes. Changed by its informer alone. With `keep` it is
+    thin: of each object only the view and a note. With `slim`, of which there are many, it has less of the view, and the
+    bytes packed against each other."""
 
-    def __init__(self, res: Resource, indexers: dict[str, Indexer]) -> None:
+    def __init__(
+        self, res: Resource, indexers: dict[str, Indexer], keep: Keep | None = None, slim: Slim | None = None
+    ) -> None:
         self.resource = res
+        self.form = keep or slim
+        """What is kept of a view; None: all of it."""
+        self.thin = keep is not None
+        self.rank = 0
+        """Of `form`, among those of its kin."""
+        self.pack: Callable[[bytes], Packed] = pack if slim is None else Packer().pack
+        self._keep = keep
+        self._slim = slim
         self._decoder = msgspec.json.Decoder(view_type(res))
-        self._entries: dict[Key, Entry[V]] = {}
+        self.entries: dict[Key, Entry[V]] = {}
+        """To be read alone; `put`, `swap` and `drop` change it."""
         self._indexers = indexers
-        self._indexes: dict[str, dict[str, set[Key]]] = {name: {} for name in indexers}
+        self._indexes: dict[str, dict[str, Key | set[Key]]] = {name: {} for name in indexers}
+        """A key alone stands for itself: most nodes have few pods, most objects one owner, and a set takes 216 bytes."""
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def __iter__(self) -> Iterator[Entry[V]]:
-        return iter(list(self._entries.values()))
+        return iter(list(self.entries.values()))
 
     def get(self, namespace: str, name: str) -> Entry[V] | None:
-        return self._entries.get((namespace, name))
+        return self.entries.get((namespace, name))
 
     def find(self, index: str, value: str) -> list[Entry[V]]:
         """All entries that `index` files under `value`, in no order."""
-        return [self._entries[k] for k in self._indexes[index].get(value, ())]
+        filed = self._indexes[index].get(value)
+        if filed is None:
+            return []
+        return [self.entries[k] for k in ((filed,) if isinstance(filed, tuple) else filed)]
 
     def values(self, index: str) -> list[str]:
         """The values that an index has entries for."""
@@ -111,31 +145,64 @@ class Cache(Generic[V]):
 
     def entry(self, key: Key, partition: str, revision: int, raw: bytes) -> Entry[V]:
         """Decodes stored bytes into an entry without filing it."""
-        return Entry(key, partition, revision, raw, cast(V, self._decoder.decode(raw)))
+        view, note = self.shape(raw)
+        packed = NO_BYTES if self.thin else self.pack(raw)
+        return Entry(self.same(key, view.metadata), partition, revision, view, note, self.rank, *packed)
+
+    def shape(self, raw: bytes) -> tuple[V, Any]:
+        """The view and the note that are kept of stored bytes."""
+        view = cast(V, self._decoder.decode(raw))
+        if self._keep is not None:
+            return self._keep(view, raw)
+        return (view if self._slim is None else self._slim(view)), None
+
+    def same(self, key: Key, meta: Meta) -> Key:
+        """`key` as it is filed already, or with the strings that the view has anyway; a store's keys may name more than its
+        object does."""
+        held = self.entries.get(key)
+        if held is not None:
+            return held.key
+        own = meta.namespace, meta.name
+        return own if own == key else key
 
     def put(self, entry: Entry[V]) -> Entry[V] | None:
         """Files `entry`; returns the one that it replaces."""
-        old = self._entries.get(entry.key)
-        self._entries[entry.key] = entry
+        old = self.entries.get(entry.key)
+        self.entries[entry.key] = entry
         for name, indexer in self._indexers.items():
-            new_values = set(indexer(entry))
-            old_values = set(indexer(old)) if old is not None else set()
-            self._unfile(name, entry.key, old_values - new_values)
-            for value in new_values - old_values:
-                self._indexes[name].setdefault(value, set()).add(entry.key)
+            new_values = indexer(entry)
+            old_values = indexer(old) if old is not None else ()
+            if new_values == old_values:
+                continue
+            self._unfile(name, entry.key, [v for v in old_values if v not in new_values])
+            self._file(name, entry.key, [v for v in new_values if v not in old_values])
         return old
+
+    def swap(self, entry: Entry[V]) -> None:
+        """Files `entry` in place of one with the same view: no index changes."""
+        self.entries[entry.key] = entry
 
     def drop(self, key: Key) -> Entry[V] | None:
-        old = self._entries.pop(key, None)
+        old = self.entries.pop(key, None)
         if old is not None:
             for name, indexer in self._indexers.items():
-                self._unfile(name, key, set(indexer(old)))
+                self._unfile(name, key, indexer(old))
         return old
 
-    def _unfile(self, index: str, key: Key, values: set[str]) -> None:
+    def _file(self, index: str, key: Key, values: Iterable[str]) -> None:
         filed = self._indexes[index]
         for value in values:
-            keys = filed[value]
-            keys.discard(key)
-            if not keys:
-                del filed[value]
+            keys = filed.setdefault(value, key)
+            if not isinstance(keys, tuple):
+                keys.add(key)
+            elif keys != key:
+                filed[value] = {keys, key}
+
+    def _unfile(self, index: str, key: Key, values: Iterable[str]) -> None:
+        filed = self._indexes[index]
+        for value in values:
+            keys = filed.get(value)
+            if isinstance(keys, set):
+                keys.discard(key)
+            if not keys or keys == key:
+                filed.pop(value, None)

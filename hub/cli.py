@@ -1,10 +1,16 @@
 """The `cloudhub` command. Exit codes: 0 done, 1 failed, 2 wrong usage or settings."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+from hub.accessoptions import add_access
+from hub.dataoptions import add_data
+from hub.releaseoptions import add_release
+from hub.serveoptions import add_serve
+from hub.sharedoptions import add_api_options, add_output
+from hub.simulate.options import add_simulate
 
 USAGE = 2
 
@@ -39,77 +45,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cloudhub {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    _serve(commands)
-    _token(commands)
+    add_serve(commands)
+    add_access(commands)
     _confirm(commands)
+    _status(commands)
+    _ca(commands)
+    _cert(commands)
+    _revoke(commands)
+    add_data(commands)
+    add_release(commands)
+    add_simulate(commands)
     return parser
-
-
-def _serve(commands: Any) -> None:
-    serve = commands.add_parser(
-        "serve",
-        help="runs the hub",
-        description="Runs the hub until SIGTERM or Ctrl-C. Once it serves, its data directory holds `kubeconfig` "
-        "(administrator) and `endpoints.json` (where API and edge port are). Every option is also a key of the "
-        "config file, with underscores; the option wins.",
-    )
-    serve.add_argument("--config", metavar="FILE", help="YAML file of settings (default: none)")
-    serve.add_argument(
-        "--data-dir",
-        metavar="DIR",
-        help="store, CA and kubeconfig; made with mode 0700, locked by the process (default: /var/lib/cloudhub as "
-        "root, else $XDG_STATE_HOME/cloudhub)",
-    )
-    serve.add_argument(
-        "--api-address",
-        metavar="HOST:PORT",
-        help="where kubectl is served; port 0 picks a free one (default: 127.0.0.1:8443)",
-    )
-    serve.add_argument(
-        "--edge-address",
-        metavar="HOST:PORT",
-        help="where edges connect; port 0 picks a free one (default: 0.0.0.0:8444)",
-    )
-    serve.add_argument(
-        "--advertise-edge",
-        metavar="HOST:PORT",
-        help="the address that joining agents keep (default: the one that they joined through)",
-    )
-    serve.add_argument(
-        "--tls-san",
-        metavar="NAME",
-        action="append",
-        help="extra DNS name or IP of the hub's certificate; may be repeated",
-    )
-    serve.set_defaults(run="serve")
-
-
-def _token(commands: Any) -> None:
-    token = commands.add_parser("token", help="join tokens", description="Makes join tokens for edge nodes.")
-    actions = token.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    create = actions.add_parser(
-        "create",
-        help="makes a token and prints it, alone",
-        description="Makes a join token through the API and prints it alone, for `edgelite join --token`. It is shown "
-        "once; the hub keeps only a hash.",
-    )
-    whom = create.add_mutually_exclusive_group(required=True)
-    whom.add_argument("--node", metavar="NAME", help="for the one node of this name")
-    whom.add_argument(
-        "--pool", metavar="POOL", help="for --count nodes, named POOL-<random> unless they choose a name"
-    )
-    create.add_argument("--count", metavar="N", type=int, help="how many nodes may join with a pool token")
-    create.add_argument(
-        "--site", metavar="SITE", help="the nodes' site: nodes of one site share a slot (default: none)"
-    )
-    create.add_argument("--tenant", metavar="TENANT", help="the nodes' tenant (default: default)")
-    create.add_argument(
-        "--ttl",
-        metavar="DURATION",
-        help="how long it can be used: 30m, 1h, 7d; at most 30d (default: 1h, for a pool 24h)",
-    )
-    _add_api_options(create)
-    create.set_defaults(run="token_create")
 
 
 def _confirm(commands: Any) -> None:
@@ -122,25 +68,123 @@ def _confirm(commands: Any) -> None:
     )
     which = confirm.add_mutually_exclusive_group(required=True)
     which.add_argument("--node", metavar="NAME", help="this node")
-    which.add_argument("--all", action="store_true", help="every node that waits for it")
-    _add_api_options(confirm)
+    which.add_argument(
+        "--all",
+        action="store_true",
+        help="every node whose Node says that it waits; says how many may follow",
+    )
+    add_api_options(confirm)
     confirm.set_defaults(run="confirm")
 
 
-def _add_api_options(parser: argparse.ArgumentParser) -> None:
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--data-dir",
-        metavar="DIR",
-        help="the hub's data directory, whose kubeconfig is used (default: as for serve)",
+def _status(commands: Any) -> None:
+    status = commands.add_parser(
+        "status",
+        help="shows replicas, slots, owners and nodes",
+        description="Shows the replicas that are up, what each owns and serves, and which slots nobody owns. Any replica "
+        "answers for all. Exit code 1 when slots have no owner or no role has one.",
     )
-    where.add_argument(
-        "--kubeconfig",
-        metavar="FILE",
-        help="a kubeconfig with a client certificate (default: the data directory's)",
-    )
+    status.add_argument("--slots", action="store_true", help="a line for each slot as well")
+    add_output(status)
+    add_api_options(status)
+    status.set_defaults(run="status")
 
 
-def kubeconfig_path(values: argparse.Namespace, default_data_dir: str) -> str:
-    """The kubeconfig that the options name."""
-    return values.kubeconfig or os.path.join(values.data_dir or default_data_dir, "kubeconfig")
+def _ca(commands: Any) -> None:
+    ca = commands.add_parser(
+        "ca", help="the fleet's certificate authority", description="The fleet's certificate authority."
+    )
+    actions = ca.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    status = actions.add_parser(
+        "status",
+        help="shows roots, their phases, and what a rotation waits for",
+        description="Shows the fleet's roots, what each signs, how many nodes have a certificate of it, and what a rotation "
+        "that is under way waits for. Any replica answers for all.",
+    )
+    rotate = actions.add_parser(
+        "rotate",
+        help="puts a new root in the old one's place",
+        description="Begins a rotation, or shows the one that is under way: a new root is trusted everywhere, then signs, all "
+        "nodes renew, and the old root is removed once nobody depends on it: each node has renewed, or its certificate has "
+        "ended and it is not taken back any more; join tokens that name the old root have ended or are used up. The hubs "
+        "drive it by themselves, over restarts. Kubeconfigs other than the one in the data directory have to be made anew "
+        "before it is over.",
+    )
+    rotate.add_argument(
+        "--wait", action="store_true", help="return when it is over; progress on standard error"
+    )
+    rotate.add_argument(
+        "--void-tokens",
+        action="store_true",
+        help="do not wait for join tokens that name the old root: they are void when it goes",
+    )
+    for action, run in ((status, "ca_status"), (rotate, "ca_rotate")):
+        add_output(action)
+        add_api_options(action)
+        action.set_defaults(run=run)
+
+
+def _cert(commands: Any) -> None:
+    cert = commands.add_parser(
+        "cert", help="shows what expires when", description="Shows which certificates expire when."
+    )
+    # `cloudhub cert` alone is `cloudhub cert list`.
+    shown = cert.add_subparsers(title="commands", metavar="COMMAND").add_parser(
+        "list",
+        help="roots, hubs, this user and nodes, what ends first first",
+        description="Shows when certificates end, the first first: the fleet's roots, every replica's, that of the kubeconfig "
+        "in use, and nodes', as they have shown them last. Hubs and connected nodes renew by themselves.",
+    )
+    for parser in (cert, shown):
+        parser.add_argument(
+            "--nodes",
+            metavar="N",
+            type=int,
+            default=20,
+            help="how many nodes are shown, 0 to 10000 (default: 20)",
+        )
+        parser.add_argument(
+            "--within",
+            metavar="DURATION",
+            help="exit code 1 when something that is shown ends within this time: 12h, 30d (default: exit code 0)",
+        )
+        add_output(parser)
+        add_api_options(parser)
+        parser.set_defaults(run="cert_list")
+
+
+def _revoke(commands: Any) -> None:
+    revoke = commands.add_parser(
+        "revoke",
+        help="refuses a node, a join token or a certificate from now on",
+        description="Refuses a node, a join token or one certificate from now on: sessions are closed within seconds on every "
+        "replica that reaches the store, and the others admit no connection. The Node and its workloads stay as they are. "
+        "`kubectl` shows, makes and deletes the same as revocations.cloudhub.dev.",
+    )
+    actions = revoke.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for kind, metavar, text in (
+        (
+            "node",
+            "NAME",
+            "a node: all certificates that it has; it comes back when it joins with a token that is made later",
+        ),
+        (
+            "token",
+            "ID",
+            "a join token, by the id in its text (chub1.ID.) or its object's name, and the nodes that were enrolled with it",
+        ),
+        ("serial", "HEX", "one certificate of a node or a user, by its serial number"),
+    ):
+        action = actions.add_parser(
+            kind, help=text.partition(",")[0].partition(":")[0], description=f"Refuses {text}."
+        )
+        action.add_argument("value", metavar=metavar, help="which one")
+        action.add_argument(
+            "--reason", metavar="TEXT", help="why; whoever is refused is told (default: none)"
+        )
+        add_api_options(action)
+        action.set_defaults(run="revoke", kind=kind)
+    shown = actions.add_parser("list", help="shows what is revoked", description="Shows what is revoked.")
+    add_output(shown)
+    add_api_options(shown)
+    shown.set_defaults(run="revoke_list")

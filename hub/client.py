@@ -18,6 +18,14 @@ class ClientError(Exception):
     """The API could not be reached, or refused. The message is what it said."""
 
 
+class ClientRefused(ClientError):
+    """The API answered, and refused. `code`: its HTTP status."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class ApiClient:
     """`async with ApiClient(credentials) as api: await api.get("/api/v1/nodes")`."""
 
@@ -71,7 +79,7 @@ class ApiClient:
             ) as response:
                 raw = await response.read()
                 if response.status >= 400:
-                    raise ClientError(_message(raw, response.status))
+                    raise ClientRefused(_message(raw, response.status), response.status)
                 return raw
         except (aiohttp.ClientError, TimeoutError, OSError) as failure:
             raise ClientError(
@@ -82,6 +90,11 @@ class ApiClient:
 def _reason(failure: Exception) -> str:
     if isinstance(failure, TimeoutError):
         return f"no answer within {TIMEOUT_S:g} s"
+    if isinstance(failure, aiohttp.ClientConnectorCertificateError):
+        return (
+            f"its certificate is not of a root that the kubeconfig names ({failure.certificate_error}); after a rotation of"
+            " the root use a kubeconfig that was made since"
+        )
     if isinstance(failure, aiohttp.ClientConnectorError) and failure.os_error.errno:
         return os.strerror(failure.os_error.errno)
     return str(failure) or type(failure).__name__

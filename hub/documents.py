@@ -5,13 +5,14 @@ the cloud's own business and what stands at its Kubernetes default: a field that
 agent, which honours it or refuses it by name. Formats: ARCHITECTURE.md, "Documents".
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import orjson
 
 from edgelite.desired import version_of
-from hub.objects import CONFIGMAPS, SECRETS, Resource
+from hub.objects import CONFIGMAPS, ENDPOINTSLICES, SECRETS, SERVICES, Resource
 
 Object = Mapping[str, Any]
 
@@ -53,10 +54,20 @@ CONTAINER_DEFAULTS: Final[Mapping[str, Any]] = {
     "tty": False,
 }
 CONTAINER_LISTS: Final = ("initContainers", "containers", "ephemeralContainers")
-CLOUD_ANNOTATIONS: Final = frozenset({"kubectl.kubernetes.io/last-applied-configuration"})
-"""What kubectl keeps for itself: as long as the object, and of no use at the edge."""
+TRACE_ANNOTATION: Final = "cloudhub.dev/trace"
+"""Which trace an object's last change belongs to (`hub.tracecontext`)."""
+CLOUD_ANNOTATIONS: Final = frozenset({"kubectl.kubernetes.io/last-applied-configuration", TRACE_ANNOTATION})
+"""What kubectl keeps for itself: as long as the object, and of no use at the edge; and what a change is traced by, which is no
+part of it."""
 
 AGENT_CONFIG: Final = "agent/config"
+SPACE_KINDS: Final[Mapping[str, Resource]] = {res.singular: res for res in (SERVICES, ENDPOINTSLICES)}
+"""Kinds of which a node gets what lies in the namespaces of its pods, by the first part of their keys."""
+SPACE_PREFIXES: Final = tuple(f"{kind}/" for kind in SPACE_KINDS)
+SERVICES_FEATURE: Final = "services"
+"""What an agent says in HELLO that knows these."""
+SHARED_MAX: Final = 4096
+SPACE_FIELDS: Final = ("spec", "status", "addressType", "ports", "endpoints")
 
 
 class Document:
@@ -70,12 +81,48 @@ class Document:
         self.size = len(body)
 
 
+class Layers(Mapping[str, Document]):
+    """A node's documents by key: its own, and those that it shares with others. No key is in two of them."""
+
+    __slots__ = ("_layers",)
+
+    def __init__(self, own: Mapping[str, Document], shared: Sequence[Mapping[str, Document]]) -> None:
+        self._layers = (own, *shared)
+
+    @property
+    def own(self) -> Mapping[str, Document]:
+        return self._layers[0]
+
+    def __getitem__(self, key: str) -> Document:
+        for layer in self._layers:
+            if key in layer:
+                return layer[key]
+        raise KeyError(key)
+
+    def __contains__(self, key: object) -> bool:
+        return any(key in layer for layer in self._layers)
+
+    def __iter__(self) -> Iterator[str]:
+        for layer in self._layers:
+            yield from layer
+
+    def __len__(self) -> int:
+        return sum(map(len, self._layers))
+
+
+def understood(documents: Mapping[str, Document], features: Iterable[str]) -> Mapping[str, Document]:
+    """Those of a node's documents that an agent with these features knows."""
+    if SERVICES_FEATURE in features or not isinstance(documents, Layers):
+        return documents
+    return documents.own
+
+
 def pod_key(namespace: str, name: str, uid: str) -> str:
     return f"pod/{namespace}/{name}/{uid}"
 
 
 def config_key(res: Resource, namespace: str, name: str) -> str:
-    """Of a ConfigMap or Secret."""
+    """Of a ConfigMap, Secret, Service or EndpointSlice."""
     return f"{res.singular}/{namespace}/{name}"
 
 
@@ -83,6 +130,16 @@ def split_config_key(key: str) -> tuple[Resource, str, str]:
     """(CONFIGMAPS or SECRETS, namespace, name)."""
     kind, namespace, name = key.split("/")
     return (CONFIGMAPS if kind == "configmap" else SECRETS), namespace, name
+
+
+def split_space_key(key: str) -> tuple[Resource, str, str] | None:
+    """(SERVICES or ENDPOINTSLICES, namespace, name), None when the key is of another kind."""
+    kind, _, rest = key.partition("/")
+    res = SPACE_KINDS.get(kind)
+    if res is None:
+        return None
+    namespace, _, name = rest.partition("/")
+    return res, namespace, name
 
 
 def split_pod_key(key: str) -> tuple[str, str, str] | None:
@@ -109,7 +166,7 @@ def render_pod(pod: Object) -> bytes:
     }
     if meta.get("deletionTimestamp"):
         document["del"] = {"grace": meta.get("deletionGracePeriodSeconds") or 0}
-    return orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
+    return canonical(document)
 
 
 def render_config(res: Resource, obj: Object) -> bytes:
@@ -125,12 +182,31 @@ def render_config(res: Resource, obj: Object) -> bytes:
         document["type"] = obj.get("type", "Opaque")
     else:
         document["binaryData"] = obj.get("binaryData") or {}
-    return orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
+    return canonical(document)
+
+
+def render_space(res: Resource, obj: Object) -> bytes:
+    """The document of a Service or EndpointSlice that was trimmed already (`hub.kubernetes.services`)."""
+    meta = obj["metadata"]
+    document: dict[str, Any] = {
+        "kind": res.kind,
+        "ns": meta["namespace"],
+        "name": meta["name"],
+        "labels": meta.get("labels") or {},
+    }
+    document.update((field, obj[field]) for field in SPACE_FIELDS if field in obj)
+    return canonical(document)
 
 
 def render_agent_config(heartbeat_s: float) -> bytes:
     """The document `agent/config`."""
-    return orjson.dumps({"heartbeat": heartbeat_s}, option=orjson.OPT_SORT_KEYS)
+    return canonical({"heartbeat": heartbeat_s})
+
+
+def canonical(document: dict[str, Any]) -> bytes:
+    """A document's bytes: the same for the same content."""
+    # An exact copy, for bodies are kept: what orjson returns keeps its whole buffer alive, 8 KB for 1.5 KB.
+    return bytes(memoryview(orjson.dumps(document, option=orjson.OPT_SORT_KEYS)))
 
 
 def trim_spec(spec: Object) -> dict[str, Any]:
@@ -152,7 +228,13 @@ def references(namespace: str, spec: Object) -> frozenset[str]:
     for res, name in _references(spec):
         if isinstance(name, str) and name:
             found.add(config_key(res, namespace, name))
-    return frozenset(found)
+    return _shared(frozenset(found))
+
+
+@lru_cache(maxsize=SHARED_MAX)
+def _shared(found: frozenset[str]) -> frozenset[str]:
+    """One object for all pods that refer to the same: those of a Deployment, and in a namespace most."""
+    return found
 
 
 def _references(spec: Object) -> Iterator[tuple[Resource, Any]]:

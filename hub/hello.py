@@ -5,65 +5,15 @@ an operator has confirmed the very claim that the edge holds.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-import msgspec
 import orjson
 
 from edgelite import wire
+from security.frames import Hello
 from shards.claims import Claim, EdgeClaim, SlotRecord, judge
 
-FEATURES: Final = ("log", "renew")
-NO_CLAIM: Final = "-"
-"""In annotations: the claim of a node that holds none."""
-FRAME_BYTES_MIN: Final = 256
-DOCUMENT_BYTES_MIN: Final = 64
-
-Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
-Word = Annotated[str, msgspec.Meta(max_length=64)]
-Hex32 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
-Hex64 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-
-
-class HelloClaim(msgspec.Struct, frozen=True):
-    """The claim that an edge holds, bounded."""
-
-    store: Word
-    gen: Count
-    slot: Count
-    epoch: Count
-    id: Word
-
-
-class HelloLimits(msgspec.Struct, frozen=True):
-    """What the agent can take, bytes."""
-
-    document: Annotated[int, msgspec.Meta(ge=DOCUMENT_BYTES_MIN, le=1 << 31)] = wire.DOCUMENT_BYTES_MAX
-    frame: Annotated[int, msgspec.Meta(ge=FRAME_BYTES_MIN, le=1 << 31)] = wire.FRAME_BYTES_MAX
-
-
-class Hello(msgspec.Struct, frozen=True):
-    """HELLO (ARCHITECTURE.md, "messages"). Unknown fields are ignored."""
-
-    proto: tuple[Count, Count]
-    inc: Hex32
-    boot: Count
-    conn: Count
-    digest: Hex64
-    features: Annotated[tuple[Word, ...], msgspec.Meta(max_length=64)] = ()
-    agent: Word = ""
-    docs: Count = 0
-    claim: HelloClaim | None = None
-    rev: Count = 0
-    limits: HelloLimits = HelloLimits()
-
-    @property
-    def held(self) -> str:
-        """The id of the claim that the agent holds, or NO_CLAIM."""
-        return self.claim.id if self.claim is not None else NO_CLAIM
-
-
-decode_hello = msgspec.json.Decoder(Hello).decode
+FEATURES: Final = ("log", "renew", "trust")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +22,7 @@ class Standing:
 
     claim: the one under which this hub owns the node's slot. edge_record: the claims of the slot that the edge's claim
     names. head: the revision that this hub has reached. unconfirmed: nobody enrolled the node here. parted, confirmed:
-    the node's annotations: the claim id that waits for an operator, and the one that he confirmed. suspended: why this
-    hub may not act for the slot, or ""."""
+    the node's annotations: the claim id that waits for an operator, and the one that he confirmed."""
 
     store: str
     generation: int
@@ -84,13 +33,12 @@ class Standing:
     unconfirmed: bool = False
     parted: str | None = None
     confirmed: str | None = None
-    suspended: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`sync`: match, diff or hold. `condition`: why it holds, as the Node's condition: HistoryParted, Unconfirmed or ""
-    (suspended). `taken_over`: it goes on because an operator confirmed it; `confirmed`: the claim passed over then."""
+    """`sync`: match, diff or hold. `condition`: why it holds, as the Node's condition: HistoryParted, Unconfirmed or "".
+    `taken_over`: it goes on because an operator confirmed it; `confirmed`: the claim passed over then."""
 
     sync: str
     reason: str = ""
@@ -107,8 +55,6 @@ def protocol_of(hello: Hello) -> int | None:
 
 def answer(hello: Hello, standing: Standing, digest: str) -> Answer:
     """How to go on. `digest`: of the documents that the hub wants the node to hold."""
-    if standing.suspended:
-        return Answer("hold", standing.suspended)
     parted = _judge(hello, standing)
     sync = "match" if digest == hello.digest else "diff"
     if not parted and not standing.unconfirmed:

@@ -2,9 +2,17 @@
 
 JOIN is one redemption of a token (compare-and-swap on the JoinToken) and then the Node, made or taken over under the
 same rules (`security.join.enrol`). A crash between the two costs nothing: the same key may ask again until the token
-expires, and gets the same name. The enrolment record lies in the Node's annotation ENROLLED.
+expires, and gets the same name. The enrolment record lies in the Node's annotation ENROLLED. Where the token or this hub
+asks for approval, the machine waits between the two (`hub.approvals`).
 
-Bounds: JOINS_AT_ONCE redemptions run, JOINS_WAITING wait; more are told to come back.
+That the sender has the key it asks a certificate for is proved by the request's signature (`security.requests`), before
+anything is read from the store.
+
+A Node that has joined goes to another key only with permission: a token made with `replace`, or the Node's annotation
+ALLOW_REJOIN, which holds once. What the old key was given is void from then on: `replaced` is told.
+
+Bounds: JOINS_AT_ONCE redemptions run, JOINS_WAITING wait, and each source and token has a rate (`hub.joinlimits`); more
+are told when to come back.
 """
 
 import asyncio
@@ -17,22 +25,33 @@ from typing import Annotated, Any, Final
 import msgspec
 import orjson
 
+from edgelite.jointoken import JoinToken
 from hub import errors
+from hub.api.ages import unix
+from hub.approvals import Approvals, Denied, NotYet
+from hub.joinlimits import DEFAULT_RATES, JoinLimits, JoinRates
 from hub.objects import JOINTOKENS, NODES, PREFIX, partition_of_slot
-from hub.registry import Object, Registry
-from hub.reports import new_node
+from hub.registry import Object, Objects
+from hub.reports import ENROLLED, Enrolment, new_node
+from hub.trust import Issuer
+from observability.logs import about
 from security import join
-from security.ca import NODE_TTL_S, BadRequest, CertificateAuthority, request_key_sha256
-from security.identity import NodeId, hub_dns_name
+from security.ca import NODE_TTL_S
+from security.identity import IdentityError, NodeId, hub_dns_name
 from security.join import JoinRefused
+from security.requests import BadRequest, request_key_sha256
+from security.revocation import Revoked
 from shards.ring import slot_of
 
 log = logging.getLogger(__name__)
 
-ENROLLED: Final = f"{PREFIX}/enrolled"
 JOINS_AT_ONCE: Final = 16
 JOINS_WAITING: Final = 512
 NAME_TRIES: Final = 4
+STAMP_S: Final = 1e-5
+"""Moments that are nearer are one: stamps of revocations have microseconds."""
+ALLOW_REJOIN: Final = f"{PREFIX}/allow-rejoin"
+"""Annotation of a Node: until when (RFC 3339) a machine with another key may join as it, once."""
 
 
 class JoinBody(msgspec.Struct, frozen=True):
@@ -63,18 +82,23 @@ class Refused(Exception):
 
 class Joining:
     """Grants identities. `advertise` is the address that agents shall use from then on, None: the one they have.
-    `reached(revision)` returns when this replica's informers have seen that revision."""
+    `reached(slot, revision)` returns when this replica knows a Node of that slot and revision, if it serves the slot."""
 
     def __init__(
         self,
-        registry: Registry,
-        ca: CertificateAuthority,
+        registry: Objects,
+        ca: Issuer,
         advertise: Callable[[], str | None],
-        reached: Callable[[int], Awaitable[None]],
+        reached: Callable[[int, int], Awaitable[None]],
         now: Callable[[], float] = time.time,
         retry_s: Callable[[], float] = lambda: random.uniform(2.0, 10.0),  # noqa: S311 - spreads load, no secret
         node_ttl_s: float = NODE_TTL_S,
+        *,
+        approval: bool = False,
+        rates: JoinRates = DEFAULT_RATES,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`approval`: every node waits for an operator, whatever its token says; `clock`: of the rates."""
         self._registry = registry
         self._ca = ca
         self._advertise = advertise
@@ -82,50 +106,96 @@ class Joining:
         self._now = now
         self._retry_s = retry_s
         self._node_ttl_s = node_ttl_s
+        self._approval = approval
+        self._approvals = Approvals(registry, now)
+        self._limits = JoinLimits(rates)
+        self._clock = clock
+        self.replaced: Callable[[NodeId, float], Awaitable[None]] = _nobody
+        """Told that all certificates of the node from before that moment (unix seconds) are void, before its new one is
+        issued; told again when the same join is repeated."""
         self._gate = asyncio.Semaphore(JOINS_AT_ONCE)
         self._spending = asyncio.Lock()
         """Machines with the same token would otherwise only make each other read it again."""
         self._waiting = 0
+        self.revoked = Revoked()
+        """As `hub.gateway.Gateway.revoked`."""
+        self.accepts: Callable[[NodeId], None] = lambda node: None
+        """Raises IdentityError for a node that another trust domain speaks for."""
         self.granted = 0
         self.refused = 0
+        self.limited = 0
+        """Of the refused: for their rate."""
+        self.pending = 0
+        """Answers that an operator has not decided yet."""
 
     def roots(self) -> list[str]:
         """The trust bundle, PEM."""
-        return [self._ca.root_pem]
+        return self._ca.roots
 
-    def renew(self, identity: NodeId, csr: str) -> bytes:
-        """The body of RENEWED. Raises Refused."""
+    def renew(self, identity: NodeId, csr: str, not_before: float | None) -> tuple[str, bytes]:
+        """The certificate, and the body of RENEWED. `not_before`: of the node's enrolment. Raises Refused."""
         try:
-            chain = self._ca.issue_node(csr, identity, self._now(), self._node_ttl_s)
+            chain = self._issue(csr, identity, not_before)
         except BadRequest as bad:
             raise Refused("denied", "RequestInvalid", str(bad), None) from bad
-        return orjson.dumps({"cert": chain, "bundle": self.roots()})
+        return chain, orjson.dumps({"cert": chain, "bundle": self.roots()})
 
-    async def join(self, body: bytes) -> bytes:
-        """The body of JOINED. Raises Refused."""
-        if self._waiting >= JOINS_WAITING:
-            raise Refused("overload", "TooManyJoins", "many machines join at this moment", self._retry_s())
-        self._waiting += 1
+    def _issue(self, csr: str, identity: NodeId, not_before: float | None) -> str:
+        """A certificate that no revocation of what the node had before refuses, and that is not taken for that of somebody who
+        had the name before."""
+        after = self.revoked.begins_after(identity.node)
+        begins = max((at for at in (after, not_before) if at is not None), default=None)
+        return self._ca.issue_node(csr, identity, self._now(), self._node_ttl_s, begins)
+
+    async def join(self, body: bytes, source: str = "") -> bytes:
+        """The body of JOINED. `source`: host:port of who asks. Raises Refused."""
         try:
-            async with self._gate:
-                return await self._join(body)
-        except Refused:
-            self.refused += 1
+            self.pace(source)
+            if self._waiting >= JOINS_WAITING:
+                raise Refused(
+                    "overload", "TooManyJoins", "many machines join at this moment", self._retry_s()
+                )
+            self._waiting += 1
+            try:
+                async with self._gate:
+                    return await self._join(body, source)
+            finally:
+                self._waiting -= 1
+        except Refused as no:
+            if no.code == "pending":
+                self.pending += 1
+            else:
+                self.refused += 1
+            if no.reason == "TokenInvalid":
+                self._limits.invalid(source, self._clock())
             raise
-        finally:
-            self._waiting -= 1
 
-    async def _join(self, body: bytes) -> bytes:
+    def pace(self, source: str) -> None:
+        """Counts an attempt of `source`, host:port. Raises Refused when there were too many."""
+        self._pace(self._limits.source(source, self._clock()))
+
+    def _pace(self, wait_s: float) -> None:
+        """Raises Refused when there is something to wait for."""
+        if wait_s > 0:
+            self.limited += 1
+            text = "too many attempts to join from this address or with this token"
+            # All that were refused together would else come back together.
+            raise Refused("overload", "RateLimited", text, round(wait_s + self._retry_s() / 5, 2))
+
+    async def _join(self, body: bytes, source: str) -> bytes:
         try:
             wanted = decode_join(body)
             token = join.parse_token(wanted.token)
             key = request_key_sha256(wanted.csr)
-            identity = await self._redeem(token.id, token.secret, key, wanted)
-            chain = self._ca.issue_node(wanted.csr, identity, self._now(), self._node_ttl_s)
-        except (msgspec.MsgspecError, UnicodeError) as malformed:
+            chain, identity = await self._grant(token, key, wanted, source)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as malformed:
             raise Refused("protocol", "Malformed", f"JOIN is malformed: {malformed}", None) from malformed
         except BadRequest as bad:
             raise Refused("denied", "RequestInvalid", str(bad), None) from bad
+        except NotYet as waits:
+            raise Refused("pending", "PendingApproval", waits.message, self._spread(waits.retry_s)) from waits
+        except Denied as no:
+            raise Refused("denied", "Denied", str(no), None) from no
         except JoinRefused as no:
             retry_s = self._retry_s() if no.retryable else None
             raise Refused("denied", no.reason, no.message, retry_s) from no
@@ -134,7 +204,7 @@ class Joining:
             text = f"the hub cannot store it now: {failure.message}"
             raise Refused("overload", "Unavailable", text, self._retry_s()) from failure
         self.granted += 1
-        log.info("node %s joined with token %s", identity.node, token.id)
+        log.info("node %s joined with token %s", identity.node, token.id, extra=about(node=identity.node))
         answer: dict[str, Any] = {
             "cert": chain,
             "bundle": self.roots(),
@@ -145,11 +215,35 @@ class Joining:
         }
         return orjson.dumps(answer)
 
-    async def _redeem(self, token_id: str, secret: bytes, key: str, wanted: JoinBody) -> NodeId:
-        """Token, then Node. Names that turn out to be taken by another machine are avoided in the next try."""
+    def _spread(self, retry_s: float) -> float:
+        """Up to a tenth later."""
+        return round(retry_s * (1 + self._retry_s() / 100), 2)
+
+    async def _grant(self, token: JoinToken, key: str, wanted: JoinBody, source: str) -> tuple[str, NodeId]:
+        """(chain, identity): token, approval, Node, certificate, in this order."""
+        record, identity = await self._redeem(token.id, token.secret, key, wanted)
+        approved = ""
+        if self._approval or record.get("approval"):
+            approved = await self._approvals.require(
+                identity, wanted.csr, key, record, source, self._node_ttl_s
+            )
+        enrolled = await self._enrol(record, identity, key, wanted)
+        if "void_before" in enrolled:
+            await self.replaced(identity, enrolled["void_before"])
+        chain = self._issue(wanted.csr, identity, msgspec.convert(enrolled, Enrolment).not_before)
+        if approved:
+            await self._approvals.issued(approved, chain)
+        return chain, identity
+
+    async def _redeem(
+        self, token_id: str, secret: bytes, key: str, wanted: JoinBody
+    ) -> tuple[Object, NodeId]:
+        """The token's record, and the identity that it grants. Names that turn out to be taken by another machine are
+        avoided in the next try."""
         taken: list[str] = []
         for _ in range(NAME_TRIES):
             record, identity = await self._peek(token_id, secret, key, wanted.name, taken)
+            self._pace(self._limits.token(token_id, self._clock()))
             try:
                 await self._check_name(record, identity, key)
             except JoinRefused:
@@ -157,9 +251,7 @@ class Joining:
                     raise
                 taken.append(identity.node)
                 continue
-            record, identity = await self._spend(token_id, secret, key, wanted.name, taken)
-            await self._enrol(record, identity, key, wanted)
-            return identity
+            return await self._spend(token_id, secret, key, wanted.name, taken)
         raise JoinRefused("NameTaken", "no free name could be made for this machine; choose one with --name")
 
     async def _peek(
@@ -169,13 +261,62 @@ class Joining:
         record = _record(stored.obj()) if stored is not None else None
         if record is None:
             raise join.unknown_token()
-        _, identity = join.redeem(record, secret, key, name, self._now(), taken)
+        _, identity = join.redeem(record, secret, key, name, self._now(), taken, self._approval)
+        await self._check_revoked(record, identity, key)
         return record, identity
 
+    async def _check_revoked(self, record: Object, identity: NodeId, key: str) -> None:
+        """Raises JoinRefused for a revoked token, and for a revoked node whose token was made before that; not for whoever
+        has taken the node's place, by which the other was revoked."""
+        entry = self.revoked.token(record["id"])
+        if entry is not None:
+            raise JoinRefused("TokenRevoked", "the join token was revoked; make a new one")
+        after, begins = (
+            self.revoked.tokens_after(identity.node),
+            self.revoked.begins_after(identity.node),
+        )
+        if (
+            after is not None
+            and begins is not None
+            and record["created"] < after
+            and not await self._has_replaced(identity.node, key, begins)
+        ):
+            raise JoinRefused(
+                "Revoked",
+                f"node {identity.node!r} was revoked after this token had been made; make a new token for it once that is"
+                " settled",
+            )
+
+    async def _has_replaced(self, node: str, key: str, after: float) -> bool:
+        """Did this key take the node's place, and nothing has been revoked since? `after`: as of `begins_after`."""
+        stored = await self._registry.find(NODES, "", node)
+        held = (stored.obj()["metadata"].get("annotations") or {}).get(ENROLLED, "") if stored else ""
+        try:
+            record = orjson.loads(held)
+        except orjson.JSONDecodeError:
+            return False
+        return bool(record.get("key") == key and record.get("void_before", 0.0) >= after - 1)
+
     async def _check_name(self, record: Object, identity: NodeId, key: str) -> None:
+        try:
+            self.accepts(identity)
+        except IdentityError as no:
+            raise JoinRefused("NameNotAllowed", str(no)) from no
         node = await self._registry.find(NODES, "", identity.node)
         if node is not None:
-            join.enrol(_enrolled(node.obj(), record, identity), record, identity, key, self._now())
+            self._take_over(node.obj(), record, identity, key)
+
+    def _take_over(self, node: Object, record: Object, identity: NodeId, key: str) -> Object:
+        """The enrolment record of a Node that exists, for this key. Raises JoinRefused."""
+        until = unix((node["metadata"].get("annotations") or {}).get(ALLOW_REJOIN, ""))
+        allowed = until is not None and self._now() < until
+        held = _enrolled(node, record, identity, allowed)
+        after = self.revoked.tokens_after(identity.node)
+        if held is not None and after is not None and record["pool"] is None:
+            # Whoever had the name was revoked, and the token was made after that: what could be lost is void already.
+            # The revocation that its own enrolment made is as old as that, but for the rounding of its stamp.
+            allowed = allowed or after - held.get("enrolled", 0.0) > STAMP_S
+        return join.enrol(held, record, identity, key, self._now(), allowed)
 
     async def _spend(
         self, token_id: str, secret: bytes, key: str, name: str | None, taken: Sequence[str]
@@ -186,7 +327,7 @@ class Joining:
             record = _record(obj)
             if record is None:
                 raise join.unknown_token()
-            new, identity = join.redeem(record, secret, key, name, self._now(), taken)
+            new, identity = join.redeem(record, secret, key, name, self._now(), taken, self._approval)
             granted[:] = [(new, identity)]
             if new == record:
                 return None
@@ -200,21 +341,27 @@ class Joining:
             raise join.unknown_token() from None
         return granted[0]
 
-    async def _enrol(self, record: Object, identity: NodeId, key: str, wanted: JoinBody) -> None:
+    async def _enrol(self, record: Object, identity: NodeId, key: str, wanted: JoinBody) -> Object:
+        """The Node, made or taken over; its enrolment record."""
         pool = str(record["pool"] or "")
         node = new_node(identity, pool=pool, labels=wanted.labels)
-        _set_enrolled(node, join.enrol(None, record, identity, key, self._now()))
+        enrolled = join.enrol(None, record, identity, key, self._now())
+        _set_enrolled(node, enrolled)
         try:
             stored = await self._registry.create(NODES, node)
         except errors.AlreadyExists:
 
             def enrol(obj: Object) -> Object | None:
-                new = join.enrol(_enrolled(obj, record, identity), record, identity, key, self._now())
-                _set_enrolled(obj, new)
+                nonlocal enrolled
+                enrolled = self._take_over(obj, record, identity, key)
+                if _set_enrolled(obj, enrolled):
+                    obj["metadata"]["annotations"].pop(ALLOW_REJOIN, None)  # it holds for one key
                 labels = {**node["metadata"]["labels"], **(obj["metadata"].get("labels") or {})}
                 obj["metadata"]["labels"] = labels
-                conditions = obj.setdefault("status", {}).get("conditions") or []
-                obj["status"]["conditions"] = [c for c in conditions if c["type"] != "Unconfirmed"]
+                held = (obj.get("status") or {}).get("conditions") or []
+                left = [c for c in held if c["type"] != "Unconfirmed"]
+                if len(left) != len(held):  # all else of a status is for the slot's owner to write
+                    obj["status"]["conditions"] = left
                 return obj
 
             stored = await self._registry.mutate(NODES, "", identity.node, enrol)
@@ -226,7 +373,12 @@ class Joining:
                 f" {PREFIX}/site, then join again",
             )
         # The agent connects at once; the Node has to be known here by then.
-        await self._reached(stored.revision)
+        await self._reached(slot, stored.revision)
+        return enrolled
+
+
+async def _nobody(node: NodeId, before: float) -> None:
+    """Until there is who voids certificates."""
 
 
 def _record(token: Object) -> Object | None:
@@ -235,12 +387,15 @@ def _record(token: Object) -> Object | None:
     return record if isinstance(record, dict) else None
 
 
-def _enrolled(node: Object, token: Object, identity: NodeId) -> Object | None:
-    """The enrolment record of a Node, None when it has none and the token names it. Raises JoinRefused: a pool's token
-    takes no Node that exists already, for whoever it belongs to may come back."""
+def _enrolled(node: Object, token: Object, identity: NodeId, allowed: bool) -> Object | None:
+    """The enrolment record of a Node, None when nobody has joined as it and the token names it. Raises JoinRefused: a
+    pool's token takes no Node that exists already, for whoever it belongs to may come back."""
     text = (node["metadata"].get("annotations") or {}).get(ENROLLED)
     if text is None:
-        if token["pool"] is not None:
+        if (node.get("status") or {}).get("nodeInfo"):
+            # It has come back to a hub that had lost it: somebody has its key, only nobody knows which.
+            return {"key": "", "tenant": identity.tenant, "affinity": identity.affinity}
+        if token["pool"] is not None and not allowed:
             raise JoinRefused(
                 "NameTaken", f"a Node {identity.node!r} exists already; choose another with --name"
             )
@@ -255,6 +410,9 @@ def _enrolled(node: Object, token: Object, identity: NodeId) -> Object | None:
     return record if isinstance(record, dict) else None
 
 
-def _set_enrolled(node: Object, record: Object) -> None:
+def _set_enrolled(node: Object, record: Object) -> bool:
+    """Whether it is for another key than before."""
     annotations = node["metadata"].setdefault("annotations", {})
-    annotations[ENROLLED] = orjson.dumps(record, option=orjson.OPT_SORT_KEYS).decode()
+    text = orjson.dumps(record, option=orjson.OPT_SORT_KEYS).decode()
+    was, annotations[ENROLLED] = annotations.get(ENROLLED, ""), text
+    return f'"key":"{record["key"]}"' not in was

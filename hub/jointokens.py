@@ -6,10 +6,30 @@ not part of the API: `conceal` takes it out of every answer, and the token's tex
 alone.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
+
+from security.identity import DEFAULT_TENANT
+from security.join import TokenRequest
 
 Object = dict[str, Any]
 RECORD: Final = "record"
+
+
+def request(spec: Mapping[str, Any], trust_domain: str, root_sha256: bytes) -> TokenRequest:
+    """What `security.join.mint` is asked for by a JoinToken's spec. Raises TokenRequestError."""
+    return TokenRequest(
+        trust_domain,
+        root_sha256,
+        node=spec.get("node"),
+        pool=spec.get("pool"),
+        count=spec.get("count", 1),
+        site=spec.get("site"),
+        tenant=spec.get("tenant") or DEFAULT_TENANT,
+        ttl_s=spec.get("ttlSeconds"),
+        replace=spec.get("replace", False),
+        approval=spec.get("approval", False),
+    )
 
 
 def with_record(obj: Object, record: Object) -> Object:

@@ -1,5 +1,6 @@
 """Kubeconfig files: the hub writes one for its administrator, the command line reads one."""
 
+import argparse
 import base64
 import os
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from hub.config import yaml_problem
+from hub.config import default_data_dir, yaml_problem
 from hub.files import write_atomically
 
 
@@ -25,8 +26,13 @@ class Credentials:
     key_pem: str
 
 
-def write(path: str, credentials: Credentials) -> None:
-    """Writes `path` (0600) at once or not at all."""
+def path_of(values: argparse.Namespace) -> str:
+    """The kubeconfig that the options of a command name (`sharedoptions.add_api_options`)."""
+    return values.kubeconfig or os.path.join(values.data_dir or default_data_dir(), "kubeconfig")
+
+
+def write(path: str, credentials: Credentials, user: str = "admin") -> None:
+    """Writes `path` (0600) at once or not at all. `user`: what the file calls who asks."""
     data = {
         "apiVersion": "v1",
         "kind": "Config",
@@ -41,14 +47,14 @@ def write(path: str, credentials: Credentials) -> None:
         ],
         "users": [
             {
-                "name": "admin",
+                "name": user,
                 "user": {
                     "client-certificate-data": _encode(credentials.cert_pem),
                     "client-key-data": _encode(credentials.key_pem),
                 },
             }
         ],
-        "contexts": [{"name": "cloudhub", "context": {"cluster": "cloudhub", "user": "admin"}}],
+        "contexts": [{"name": "cloudhub", "context": {"cluster": "cloudhub", "user": user}}],
         "current-context": "cloudhub",
     }
     write_atomically(path, yaml.safe_dump(data, sort_keys=False).encode())

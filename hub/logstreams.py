@@ -58,6 +58,9 @@ class LogStream:
         self._chunks.append(chunk)
         self._wake.set()
 
+    def granted(self, count: int) -> None:
+        """Nothing goes down a log."""
+
     def end(self, error: Mapping[str, Any] | None) -> None:
         """The node closed the stream."""
         self._ended = True
@@ -69,8 +72,12 @@ class LogStream:
 
     def lost(self, node: str) -> None:
         """The connection is gone."""
+        self.fail(errors.ServiceUnavailable(f'the connection to node "{node}" was lost while reading'))
+
+    def fail(self, failure: errors.ApiError) -> None:
+        """The stream ends with an error, after what has come already."""
         self._ended = True
-        self._failure = errors.ServiceUnavailable(f'the connection to node "{node}" was lost while reading')
+        self._failure = failure
         self._wake.set()
 
     async def read(self) -> AsyncGenerator[bytes, None]:

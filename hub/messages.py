@@ -1,64 +1,9 @@
-"""What passes between a node and its session: upstream bodies as typed structs, and the actions that come out. [pure]
+"""What comes out of a session: the actions that the gateway carries out. [pure]"""
 
-Bodies are bounded while they are decoded; unknown fields are ignored. Formats: ARCHITECTURE.md, "messages".
-"""
-
-from typing import Annotated, Any, Final, NamedTuple
-
-import msgspec
+from typing import Any, Final, NamedTuple
 
 from edgelite import wire
-from hub.hello import Hello
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """An upstream entry (ARCHITECTURE.md). `b` is decoded by whoever stores it."""
-
-    n: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
-    k: Annotated[str, msgspec.Meta(max_length=512)]
-    t: Annotated[str, msgspec.Meta(max_length=32)]
-    b: msgspec.Raw = msgspec.Raw(b"{}")
-
-
-class ReportBody(msgspec.Struct):
-    e: Annotated[list[Entry], msgspec.Meta(max_length=1024)]
-
-
-class AckBody(msgspec.Struct):
-    a: list[tuple[str, str]]
-
-
-class NackBody(msgspec.Struct):
-    k: str
-    v: str
-    reason: Annotated[str, msgspec.Meta(max_length=256)] = ""
-    message: Annotated[str, msgspec.Meta(max_length=8192)] = ""
-
-
-class PairsBody(msgspec.Struct):
-    pairs: list[tuple[str, str]]
-
-
-class RenewBody(msgspec.Struct):
-    csr: Annotated[str, msgspec.Meta(max_length=8192)]
-
-
-class GoawayBody(msgspec.Struct):
-    code: str = ""
-    message: str = ""
-
-
-class CloseBody(msgspec.Struct):
-    error: dict[str, Any] | None = None
-
-
-decode_acks = msgspec.json.Decoder(AckBody).decode
-decode_nack = msgspec.json.Decoder(NackBody).decode
-decode_pairs = msgspec.json.Decoder(PairsBody).decode
-decode_report = msgspec.json.Decoder(ReportBody).decode
-decode_csr = msgspec.json.Decoder(RenewBody).decode
-decode_goaway = msgspec.json.Decoder(GoawayBody).decode
-decode_close = msgspec.json.Decoder(CloseBody).decode
+from security.frames import Entry, Hello
 
 
 class Send(NamedTuple):
@@ -68,11 +13,22 @@ class Send(NamedTuple):
 
 
 class Close(NamedTuple):
-    """End the connection, after a GOAWAY with these fields."""
+    """End the connection, after a GOAWAY with these fields. `sent`: the type of the message that was refused, and `why`, for
+    counting."""
 
     code: str
     message: str
     retry_s: float | None = 30.0
+    sent: int = 0
+    why: str = "protocol"
+
+
+class Foreign(NamedTuple):
+    """The peer spoke of documents, by key, that are neither the node's nor on their way; without keys: of a stream that is not
+    open. Nothing follows from it."""
+
+    sent: int
+    keys: tuple[str, ...] = ()
 
 
 class Left(NamedTuple):
@@ -83,9 +39,10 @@ class Left(NamedTuple):
 
 
 class Greeted(NamedTuple):
-    """The peer said HELLO: answer with `welcome`, or close."""
+    """The peer said HELLO: answer with `welcome`, or close. `body`: as it came, for whoever has to answer it."""
 
     hello: Hello
+    body: bytes
 
 
 class Report(NamedTuple):
@@ -112,6 +69,13 @@ class Renew(NamedTuple):
     csr: str
 
 
+class Trusts(NamedTuple):
+    """What it had been sent is installed: see BundleBody."""
+
+    have: str
+    cert: str
+
+
 class Roots(NamedTuple):
     """The trust bundle is asked for."""
 
@@ -119,6 +83,13 @@ class Roots(NamedTuple):
 class StreamData(NamedTuple):
     stream: int
     data: bytes
+
+
+class StreamCredit(NamedTuple):
+    """The peer takes that many bytes more."""
+
+    stream: int
+    credit: int
 
 
 class StreamClosed(NamedTuple):
@@ -129,6 +100,19 @@ class StreamClosed(NamedTuple):
 
 
 Action = (
-    Send | Close | Left | Greeted | Report | Confirmed | Refusals | Renew | Roots | StreamData | StreamClosed
+    Send
+    | Close
+    | Foreign
+    | Left
+    | Greeted
+    | Report
+    | Confirmed
+    | Refusals
+    | Renew
+    | Roots
+    | Trusts
+    | StreamData
+    | StreamCredit
+    | StreamClosed
 )
 PONG: Final[tuple[Action, ...]] = (Send(wire.frame(wire.PONG)),)

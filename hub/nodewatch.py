@@ -4,14 +4,14 @@ Invariant I4: only changes are written. The clock is the gateway's.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from hub import errors, reports
 from hub.cache import Entry
 from hub.informer import Delta
 from hub.liveness import Liveness
-from hub.objects import NODES, NodeView
+from hub.objects import NODES, NodeView, partition_of_slot
 from hub.registry import Object, now_rfc3339
 from hub.reports import ready_of
 from hub.upstream import Update
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hub.gateway import Gateway
+from observability.logs import about
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +34,28 @@ class NodeWatch:
         self._unsubscribe: Callable[[], None] | None = None
 
     def start(self) -> None:
-        """Every Node that should be here has three heartbeats from now."""
-        now = self._gateway.now()
-        for entry in self._gateway.nodes.cache:
-            self.liveness.watch(entry.key[1], now, self._gateway.config.patience_s)
         self._unsubscribe = self._gateway.nodes.subscribe(self._on_nodes)
+
+    def gained(self, slots: Collection[int]) -> None:
+        """Every Node of these slots that is not connected has three heartbeats from now."""
+        now, wanted = self._gateway.now(), {partition_of_slot(slot) for slot in slots}
+        for entry in self._gateway.nodes.cache:
+            if entry.partition in wanted and entry.key[1] not in self._gateway.peers:
+                self.liveness.forget(entry.key[1])
+                self.liveness.watch(entry.key[1], now, self._gateway.config.patience_s)
+
+    def lost(self, slots: Collection[int]) -> None:
+        """The silence of these slots' nodes is another hub's to find."""
+        if not slots or not len(self.liveness):
+            return
+        wanted = {partition_of_slot(slot) for slot in slots}
+        for entry in self._gateway.nodes.cache:
+            if entry.partition in wanted:
+                self.liveness.forget(entry.key[1])
+
+    def restart(self) -> None:
+        """The silence may have been ours: three heartbeats anew for all that are not connected."""
+        self.liveness.restart(self._gateway.now(), self._gateway.config.patience_s)
 
     def stop(self) -> None:
         if self._unsubscribe is not None:
@@ -50,14 +68,14 @@ class NodeWatch:
             peer = self._gateway.peers.get(name)
             if delta.type == "DELETED":
                 self.liveness.forget(name)
-                self._gateway.greeting.forget(name)
+                self._gateway.greeting.forget(int(delta.entry.partition), name)
                 if peer is not None:
                     message = "the Node was deleted; join anew, or confirm this node when it comes back"
                     self._gateway.close_peer(peer, "denied", message, self._gateway.config.deleted_retry_s)
             elif peer is None:
-                if delta.type == "ADDED":
+                if delta.type == "ADDED" and int(delta.entry.partition) in self._gateway.slots.serving:
                     self.liveness.watch(name, self._gateway.now(), self._gateway.config.patience_s)
-            elif peer.session is None:
+            elif peer.session is None or self._gateway.refuses(peer):
                 continue
             elif peer.session.state == "live" and ready_of(delta.entry) != "True":
                 # It was stored as silent while it came back.
@@ -73,23 +91,26 @@ class NodeWatch:
         refused: list[str] = []
         for name in self.liveness.due(now):
             entry = self._gateway.nodes.cache.get("", name)
-            if entry is None or name in self._gateway.peers or ready_of(entry) == "Unknown":
+            if entry is None or name in self._gateway.peers:
+                continue
+            if int(entry.partition) not in self._gateway.slots.serving or ready_of(entry) == "Unknown":
                 continue
             if not self._write_silent(entry):
                 refused.append(name)
         self.liveness.put_back(refused, now + self._gateway.config.heartbeat_s)
 
     def _write_silent(self, entry: Entry[NodeView]) -> bool:
-        name = entry.key[1]
+        name, slot = entry.key[1], int(entry.partition)
+        if not self._gateway.slots.may_act(slot):
+            return False
 
         def apply(node: Object) -> Object | None:
-            return None if name in self._gateway.peers else reports.silent(node, now_rfc3339())
+            if name in self._gateway.peers or not self._gateway.slots.may_act(slot):
+                return None
+            return reports.silent(node, now_rfc3339())
 
         def done(result: "int | errors.ApiError") -> None:
             if not isinstance(result, int):
-                log.info("node %s: silence not stored: %s", name, result)
+                log.info("node %s: silence not stored: %s", name, result, extra=about(node=name, slot=slot))
 
-        slot = int(entry.partition)
-        if slot in self._gateway.suspended:
-            return False
         return self._gateway.upstream.submit(slot, Update(NODES, "", name, entry.meta.uid, apply, done))

@@ -8,10 +8,11 @@ carries the slot's fence; an object's resourceVersion is its key's mod revision 
 """
 
 import asyncio
-import datetime
+import time
 import uuid as uuids
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import msgspec
@@ -19,29 +20,45 @@ import orjson
 
 from hub import errors
 from hub.cache import with_revision
-from hub.objects import NAMESPACES, NODES, PODS, SHARED, Keys, Resource, partition_of_slot, split_object_key
-from hub.store.base import (
+from hub.objects import (
+    DEVICES,
+    NAMESPACES,
+    NODES,
+    PODS,
+    SHARED,
+    Keys,
+    Resource,
+    partition_of_slot,
+    split_object_key,
+)
+from shards.claims import Fence
+from shards.kv import (
     Ambiguous,
     Compacted,
     Compare,
     Delete,
     FutureRevision,
+    HistoryLost,
     KeyValue,
+    Page,
     Put,
     Store,
     TxnResult,
     Unavailable,
+    Unreadable,
     ValueTooLarge,
     prefix_end,
 )
-from shards.claims import Fence
 from shards.ring import slot_of
 
 MUTATE_ATTEMPTS = 16
+BOUND = (PODS, DEVICES)
+"""Kinds whose `spec.nodeName` decides their partition."""
 BATCH_OBJECTS_MAX = 100
 """Objects of one status transaction: etcd allows 128 compares and the fence is one of them."""
 
 Object = dict[str, Any]
+Took = Callable[[float, str], None]
 
 
 class NameRecord(msgspec.Struct, frozen=True):
@@ -51,8 +68,7 @@ class NameRecord(msgspec.Struct, frozen=True):
     u: str
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(msgspec.Struct, frozen=True, gc=False):
     """An object as it is in the store. `raw` is its JSON without resourceVersion."""
 
     key: str
@@ -77,19 +93,21 @@ class Listing:
 @dataclass(frozen=True, slots=True)
 class Change:
     """One object of a batch: `apply` gets its present dict and returns the new one, or None to leave it alone.
-    A different UID than `uid` (when given) counts as not found."""
+    A different UID than `uid` (when given) counts as not found. `partition`: where it is likely to lie, so that it is
+    read in one step with the others."""
 
     res: Resource
     namespace: str
     name: str
     uid: str | None
     apply: Callable[[Object], Object | None]
+    partition: str | None = None
 
 
-class Fences(Protocol):
-    """Who knows the fence of each slot that this replica owns (`shards.member`)."""
-
-    def fence(self, slot: int) -> Fence | None: ...
+def exact(obj: Object) -> bytes:
+    """Its JSON as it is stored. A copy: what orjson returns keeps its whole buffer alive, 4 KB for 1.3 KB, and what was written
+    of late is kept at hand by the store, by feeds and caches."""
+    return bytes(memoryview(orjson.dumps(obj)))
 
 
 class FenceLost(Exception):
@@ -97,7 +115,13 @@ class FenceLost(Exception):
 
 
 def now_rfc3339() -> str:
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return rfc3339(int(time.time()))
+
+
+@lru_cache(maxsize=16)
+def rfc3339(unix_s: int) -> str:
+    """As Kubernetes writes times, to the second: thousands of objects are made in the same one."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(unix_s))
 
 
 def node_affinity(node: Object) -> str:
@@ -106,16 +130,70 @@ def node_affinity(node: Object) -> str:
     return str(labels.get("cloudhub.dev/site") or node["metadata"]["name"])
 
 
+class Objects(Protocol):
+    """What the edge's side of a hub asks of whoever keeps its objects: this module's Registry, or
+    `hub.kubernetes.registry`. `store` is the hub's own, with its slots and claims."""
+
+    store: Store
+    live: Callable[[], bool]
+    fences_lost: int
+
+    async def get(self, res: Resource, namespace: str, name: str) -> Stored: ...
+
+    async def find(self, res: Resource, namespace: str, name: str) -> Stored | None: ...
+
+    async def create(
+        self, res: Resource, obj: Object, *, fence: Fence | None = None, within: Stored | None = None
+    ) -> Stored: ...
+
+    async def replace(
+        self, res: Resource, stored: Stored, obj: Object, *, fence: Fence | None = None
+    ) -> Stored: ...
+
+    async def mutate(
+        self,
+        res: Resource,
+        namespace: str,
+        name: str,
+        change: Callable[[Object], Object | None],
+        *,
+        uid: str | None = None,
+        fence: Fence | None = None,
+    ) -> Stored: ...
+
+    async def mutate_many(
+        self, changes: Sequence[Change], *, fence: Fence | None = None
+    ) -> list[Stored | errors.ApiError]: ...
+
+    async def remove(self, res: Resource, stored: Stored, *, fence: Fence | None = None) -> int: ...
+
+
 class Registry:
     """Typed access to the objects of one store. Raises `hub.errors.ApiError`s; a fenced write that lost its slot raises
     FenceLost."""
 
-    def __init__(self, store: Store, keys: Keys) -> None:
+    def __init__(self, store: Store, keys: Keys, *, stale: bool = False) -> None:
+        """`stale`: its reads are answered without a quorum of the store, and may be old."""
         self.store = store
+        self._stale = stale
         self.keys = keys
         self._slots = store.identity.slots
+        self.live: Callable[[], bool] = lambda: True
+        """Asked right before every fenced write: is the lease's deadline still ahead? The process may have been frozen
+        since the fence was taken."""
+        self.fences_lost = 0
+        """Writes that were refused since somebody else owns the slot."""
+        self.took: Took | None = None
+        """Told of each transaction: seconds, and committed, conflict or failed."""
 
     # -- reads ------------------------------------------------------------------------------------------------
+
+    async def revision(self) -> int:
+        """The store's revision."""
+        if not self._stale:
+            return int(await self._store_call(self.store.revision()))
+        page: Page = await self._store_call(self._page(self.keys.root, self.keys.root + "\0", None, 1))
+        return page.revision
 
     async def get(self, res: Resource, namespace: str, name: str) -> Stored:
         """Raises NotFound."""
@@ -126,11 +204,11 @@ class Registry:
 
     async def find(self, res: Resource, namespace: str, name: str) -> Stored | None:
         for _ in range(MUTATE_ATTEMPTS):
-            index = await self._store_call(self.store.get(self.keys.name(res, namespace, name)))
+            index = await self._store_call(self._get(self.keys.name(res, namespace, name)))
             if index is None:
                 return None
             partition = msgspec.json.decode(index.value, type=NameRecord).p
-            kv = await self._store_call(self.store.get(self.keys.object(res, partition, namespace, name)))
+            kv = await self._store_call(self._get(self.keys.object(res, partition, namespace, name)))
             if kv is not None:
                 return _stored(kv)
             # It moved or was made anew between the two reads.
@@ -151,7 +229,7 @@ class Registry:
                 return await self._page_by_name(res, namespace, revision, limit, start_key)
             prefix = self.list_prefix(res, namespace)
             page = await self._store_call(
-                self.store.page(start_key or prefix, prefix_end(prefix), revision=revision, limit=limit)
+                self._page(start_key or prefix, prefix_end(prefix), revision, limit)
             )
         except Compacted as gone:
             raise errors.Expired(str(gone)) from gone
@@ -177,21 +255,20 @@ class Registry:
         self, res: Resource, namespace: str, revision: int | None, limit: int, start_key: str | None
     ) -> Listing:
         prefix = self.keys.names(res, namespace)
-        names = await self._store_call(
-            self.store.page(start_key or prefix, prefix_end(prefix), revision=revision, limit=limit)
-        )
+        names = await self._store_call(self._page(start_key or prefix, prefix_end(prefix), revision, limit))
         items: list[Stored] = []
         for index in names.items:
             partition = msgspec.json.decode(index.value, type=NameRecord).p
             key = self.keys.object(res, partition, namespace, index.key.rsplit("/", 1)[1])
-            page = await self._store_call(self.store.page(key, key + "\0", revision=names.revision, limit=1))
+            page = await self._store_call(self._page(key, key + "\0", names.revision, 1))
             items.extend(_stored(kv) for kv in page.items)
         return Listing(items, names.revision, names.next_key)
 
     # -- writes -----------------------------------------------------------------------------------------------
 
     def partition(self, res: Resource, obj: Object) -> str:
-        """Where `obj` lies: a Node in its slot, a bound Pod in its node's (through `bind`), the rest shared."""
+        """Where `obj` lies: a Node in its slot, a bound Pod or a Device in its node's (`create`, `bind`, `place`), the rest
+        shared."""
         if res == NODES:
             return partition_of_slot(slot_of(node_affinity(obj), self._slots))
         return SHARED
@@ -199,31 +276,36 @@ class Registry:
     async def create(
         self, res: Resource, obj: Object, *, fence: Fence | None = None, within: Stored | None = None
     ) -> Stored:
-        """Stores a new object; sets uid, creationTimestamp and generation where they are absent. A Pod that names a
-        node is created in that node's partition. `within`: its namespace as it was read, which must not have changed
-        since, so that nothing is created in one that is being deleted. Raises AlreadyExists, TooLarge, Conflict (the
-        namespace changed)."""
+        """Stores a new object; sets uid, creationTimestamp and generation where they are absent. A Pod or Device that names a
+        node is created in that node's partition, or shared until there is such a Node (`place`). `within`: its namespace
+        as it was read, which must not have changed since, so that nothing is created in one that is being deleted.
+        Raises AlreadyExists, TooLarge, Conflict (the namespace changed)."""
         meta = obj["metadata"]
         meta.setdefault("uid", str(uuids.uuid4()))
         meta.setdefault("creationTimestamp", now_rfc3339())
         meta.pop("resourceVersion", None)
         namespace, name = meta.get("namespace", ""), meta["name"]
-        partition = self.partition(res, obj)
-        if res == PODS and obj["spec"].get("nodeName"):
-            partition = await self.node_partition(obj["spec"]["nodeName"])
-        raw = orjson.dumps(obj)
+        raw = exact(obj)
         index_key = self.keys.name(res, namespace, name)
-        key = self.keys.object(res, partition, namespace, name)
-        index = msgspec.json.encode(NameRecord(partition, meta["uid"]))
-        compares = [Compare(index_key, 0)]
-        if within is not None:
-            compares.append(Compare(within.key, within.revision))
-        result = await self._txn(res, name, compares, [Put(index_key, index), Put(key, raw)], fence)
-        if not result.succeeded:
-            if within is not None and result.current[-2] is None:
+        for _ in range(MUTATE_ATTEMPTS):
+            partition, compares = self.partition(res, obj), [Compare(index_key, 0)]
+            if within is not None:
+                compares.append(Compare(within.key, within.revision))
+            if res in BOUND and obj["spec"].get("nodeName"):
+                partition, node = await self._node_partition(obj["spec"]["nodeName"])
+                compares.append(node)
+            key = self.keys.object(res, partition, namespace, name)
+            index = msgspec.json.encode(NameRecord(partition, meta["uid"]))
+            result = await self._txn(res, name, compares, [Put(index_key, index), Put(key, raw)], fence)
+            if result.succeeded:
+                return Stored(key, partition, result.revision, raw)
+            now = dict(zip([c.key for c in compares], result.current[-len(compares) :], strict=True))
+            if now[index_key] is not None:
+                raise errors.AlreadyExists(res.resource, name, group=res.group)
+            if within is not None and _revision(now[within.key]) != within.revision:
                 raise errors.Conflict(NAMESPACES.resource, namespace)
-            raise errors.AlreadyExists(res.resource, name, group=res.group)
-        return Stored(key, partition, result.revision, raw)
+            # Its Node came or went between the two.
+        raise errors.Conflict(res.resource, name, group=res.group)
 
     async def replace(
         self, res: Resource, stored: Stored, obj: Object, *, fence: Fence | None = None
@@ -232,7 +314,7 @@ class Registry:
         back. Raises Conflict when the object changed since, NotFound when it is gone."""
         name = obj["metadata"]["name"]
         obj = {**obj, "metadata": {k: v for k, v in obj["metadata"].items() if k != "resourceVersion"}}
-        raw = orjson.dumps(obj)
+        raw = exact(obj)
         if raw == stored.raw:
             return stored
         result = await self._txn(
@@ -300,10 +382,11 @@ class Registry:
         compares: list[Compare] = []
         ops: list[Put | Delete] = []
         written: list[tuple[int, Stored, bytes]] = []
+        known = await self._where_likely(changes, indexes)
         for i in indexes:
             change = changes[i]
             try:
-                stored = await self.get(change.res, change.namespace, change.name)
+                stored = known.get(i) or await self.get(change.res, change.namespace, change.name)
                 obj = stored.obj()
                 if change.uid is not None and obj["metadata"]["uid"] != change.uid:
                     raise errors.NotFound(change.res.resource, change.name, group=change.res.group)
@@ -313,7 +396,7 @@ class Registry:
                 continue
             if new is not None:
                 new["metadata"].pop("resourceVersion", None)
-            raw = stored.raw if new is None else orjson.dumps(new)
+            raw = stored.raw if new is None else exact(new)
             if raw == stored.raw:
                 results[i] = stored
                 continue
@@ -329,11 +412,26 @@ class Registry:
             results[i] = Stored(stored.key, stored.partition, result.revision, raw)
         return []
 
-    async def bind(self, namespace: str, name: str, uid: str, node: str) -> Stored:
+    async def _where_likely(self, changes: Sequence[Change], indexes: list[int]) -> dict[int, Stored]:
+        """Those that lie where they are likely to, in one read. What cannot be read so is read alone, and fails alone."""
+        keys: dict[str, int] = {}
+        for i in indexes:
+            c = changes[i]
+            if c.partition is not None:
+                keys[self.keys.object(c.res, c.partition, c.namespace, c.name)] = i
+        try:
+            found = await self.store.get_many(list(keys)) if keys else []
+        except (Unavailable, HistoryLost):
+            return {}
+        return {keys[kv.key]: _stored(kv) for kv in found if kv is not None}
+
+    async def bind(
+        self, namespace: str, name: str, uid: str, node: str, *, fence: Fence | None = None
+    ) -> Stored:
         """Sets a Pod's node and moves it to the node's partition in one transaction. Raises NotFound, Conflict when it is
         bound already or being deleted."""
-        partition = await self.node_partition(node)
         for _ in range(MUTATE_ATTEMPTS):
+            partition, there = await self._node_partition(node)
             stored = await self.get(PODS, namespace, name)
             obj = stored.obj()
             meta = obj["metadata"]
@@ -349,15 +447,52 @@ class Registry:
             obj["spec"]["nodeName"] = node
             _set_condition(obj, "PodScheduled")
             meta.pop("resourceVersion")
-            raw = orjson.dumps(obj)
-            index_key = self.keys.name(PODS, namespace, name)
-            key = self.keys.object(PODS, partition, namespace, name)
-            ops: list[Put | Delete] = [Delete(stored.key), Put(key, raw)]
-            ops.append(Put(index_key, msgspec.json.encode(NameRecord(partition, uid))))
-            result = await self._txn(PODS, name, [Compare(stored.key, stored.revision)], ops, None)
-            if result.succeeded:
-                return Stored(key, partition, result.revision, raw)
+            moved = await self._move(stored, exact(obj), uid, partition, there, fence)
+            if moved is not None:
+                return moved
         raise errors.Conflict(PODS.resource, name)
+
+    async def place(
+        self, namespace: str, name: str, uid: str, *, res: Resource = PODS, fence: Fence | None = None
+    ) -> Stored:
+        """Moves a Pod or Device that names a node, and was created before the Node was, to the Node's partition, unchanged.
+        A Device follows a Node that was made anew elsewhere; a Pod does not, for it goes with its Node. Where there is no Node
+        (yet), or it lies there already, it stays. Raises NotFound, and Conflict after MUTATE_ATTEMPTS."""
+        for _ in range(MUTATE_ATTEMPTS):
+            stored = await self.get(res, namespace, name)
+            obj = orjson.loads(stored.raw)
+            if obj["metadata"]["uid"] != uid:
+                raise errors.NotFound(res.resource, name, group=res.group)
+            node = obj["spec"].get("nodeName")
+            if not node or (stored.partition != SHARED and res == PODS):
+                return stored
+            partition, there = await self._node_partition(node)
+            if partition in (SHARED, stored.partition):
+                return stored
+            moved = await self._move(stored, stored.raw, uid, partition, there, fence, res)
+            if moved is not None:
+                return moved
+        raise errors.Conflict(res.resource, name, group=res.group)
+
+    async def _move(
+        self,
+        stored: Stored,
+        raw: bytes,
+        uid: str,
+        partition: str,
+        there: Compare,
+        fence: Fence | None,
+        res: Resource = PODS,
+    ) -> Stored | None:
+        """Puts an object as `raw` into its node's partition; None when it, or its Node, has changed meanwhile."""
+        _, namespace, name = split_object_key(stored.key)
+        key = self.keys.object(res, partition, namespace, name)
+        index = msgspec.json.encode(NameRecord(partition, uid))
+        ops: list[Put | Delete] = [Put(key, raw), Put(self.keys.name(res, namespace, name), index)]
+        if key != stored.key:
+            ops.append(Delete(stored.key))
+        result = await self._txn(res, name, [Compare(stored.key, stored.revision), there], ops, fence)
+        return Stored(key, partition, result.revision, raw) if result.succeeded else None
 
     async def remove(self, res: Resource, stored: Stored, *, fence: Fence | None = None) -> int:
         """Takes the object out of the store; returns the revision. Raises Conflict when it changed since it was read."""
@@ -372,12 +507,14 @@ class Registry:
 
     # -- helpers ----------------------------------------------------------------------------------------------
 
-    async def node_partition(self, node: str) -> str:
-        """The partition of what is bound to `node`. A node that does not exist (yet) counts as one without a site."""
-        index = await self._store_call(self.store.get(self.keys.name(NODES, "", node)))
+    async def _node_partition(self, node: str) -> tuple[str, Compare]:
+        """The partition of what is bound to `node`, and what holds as long as that is so. Shared while there is no such
+        Node: its site, and so its slot, is not known."""
+        key = self.keys.name(NODES, "", node)
+        index = await self._store_call(self.store.get(key))
         if index is None:
-            return partition_of_slot(slot_of(node, self._slots))
-        return msgspec.json.decode(index.value, type=NameRecord).p
+            return SHARED, Compare(key, 0)
+        return msgspec.json.decode(index.value, type=NameRecord).p, Compare(key, index.mod_revision)
 
     async def _txn(
         self,
@@ -388,28 +525,52 @@ class Registry:
         fence: Fence | None,
     ) -> TxnResult:
         if fence is not None:
+            if not self.live():
+                raise errors.ServiceUnavailable(
+                    "this hub's lease has not been renewed; it may not write as an owner"
+                )
             compares = [Compare(fence.key, fence.mod_revision), *compares]
+        began, outcome = time.monotonic(), "failed"
         try:
             result = await self.store.txn(compares, ops)
+            outcome = "committed" if result.succeeded else "conflict"
         except ValueTooLarge as large:
             raise errors.TooLarge(f"{res.resource} {name}: {large}") from large
-        except (Unavailable, Ambiguous) as failure:
+        except Unreadable as sealed:
+            raise errors.InternalError(str(sealed)) from sealed
+        except (Unavailable, Ambiguous, HistoryLost) as failure:
             raise errors.ServiceUnavailable(str(failure)) from failure
+        finally:
+            if self.took is not None:
+                self.took(time.monotonic() - began, outcome)
         if not result.succeeded and fence is not None:
             held = result.current[0]
             if held is None or held.mod_revision != fence.mod_revision:
+                self.fences_lost += 1
                 raise FenceLost(fence.key)
         return result
+
+    async def _get(self, key: str) -> KeyValue | None:
+        return await self.store.get(key, stale=self._stale)
+
+    async def _page(self, start: str, end: str, revision: int | None, limit: int) -> Page:
+        return await self.store.page(start, end, revision=revision, limit=limit, stale=self._stale)
 
     async def _store_call(self, call: Any) -> Any:
         try:
             return await call
-        except Unavailable as failure:
+        except Unreadable as sealed:
+            raise errors.InternalError(str(sealed)) from sealed
+        except (Unavailable, HistoryLost) as failure:
             raise errors.ServiceUnavailable(str(failure)) from failure
 
 
 def _stored(kv: KeyValue) -> Stored:
     return Stored(kv.key, split_object_key(kv.key)[0], kv.mod_revision, kv.value)
+
+
+def _revision(kv: KeyValue | None) -> int:
+    return kv.mod_revision if kv is not None else 0
 
 
 def _set_condition(pod: Object, kind: str) -> None:

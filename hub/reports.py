@@ -7,13 +7,15 @@ it. Invariant I5: what is not bound to the reporting node raises NotFound, which
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
+import orjson
 
 from hub import errors
 from hub.cache import Entry
 from hub.objects import NODES, PODS, PREFIX, NodeView
+from security.frames import EventReport, NodeReport
 from security.identity import DEFAULT_TENANT, NodeId
 
 Object = dict[str, Any]
@@ -21,6 +23,10 @@ Object = dict[str, Any]
 PARTED: Final = f"{PREFIX}/parted"
 CONFIRMED: Final = f"{PREFIX}/confirmed"
 REFUSED: Final = f"{PREFIX}/refused"
+ENROLLED: Final = f"{PREFIX}/enrolled"
+"""The enrolment record of a Node that was made by a join."""
+CERTIFICATE: Final = f"{PREFIX}/certificate"
+"""The newest certificate that a node has shown: `certificate_text`."""
 SITE: Final = f"{PREFIX}/site"
 POOL: Final = f"{PREFIX}/pool"
 TENANT: Final = f"{PREFIX}/tenant"
@@ -35,9 +41,10 @@ READY, UNCONFIRMED, HISTORY_PARTED, CLONED, DOCUMENTS_REFUSED = (
 HUB_CONDITIONS: Final = frozenset({READY, UNCONFIRMED, HISTORY_PARTED, CLONED, DOCUMENTS_REFUSED})
 """Node conditions that a node's own report cannot touch."""
 HUB_POD_CONDITIONS: Final = frozenset({"PodScheduled"})
-PHASES: Final = frozenset({"Pending", "Running", "Succeeded", "Failed", "Unknown"})
-CONDITIONS_MAX: Final = 32
-LABELS_MAX: Final = 64
+AGENT_POD_CONDITIONS: Final = frozenset(
+    {"PodReadyToStartContainers", "Initialized", "ContainersReady", "Ready"}
+)
+"""Pod conditions that are the agent's, as a kubelet's are; what others have set stays."""
 
 AGENT_LABELS: Final = frozenset(
     {
@@ -55,49 +62,52 @@ RESERVED_LABEL: Final = re.compile(r"(^|\.)(kubernetes\.io|k8s\.io|cloudhub\.dev
 _LABEL_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?", re.ASCII)
 _LABEL_PREFIX = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", re.ASCII)
 
-Text = Annotated[str, msgspec.Meta(max_length=1024)]
-Quantities = Annotated[dict[Annotated[str, msgspec.Meta(max_length=317)], Text], msgspec.Meta(max_length=64)]
-
-
-UnixTime = Annotated[float, msgspec.Meta(ge=0.0, le=253402300799.0)]
-
-
-class NodeReport(msgspec.Struct, frozen=True):
-    """The body of a `node` entry."""
-
-    capacity: Quantities | None = None
-    allocatable: Quantities | None = None
-    nodeInfo: Annotated[dict[str, Text], msgspec.Meta(max_length=32)] | None = None
-    addresses: Annotated[list[dict[str, Text]], msgspec.Meta(max_length=64)] | None = None
-    labels: Annotated[dict[str, str], msgspec.Meta(max_length=LABELS_MAX)] | None = None
-    conditions: Annotated[list[dict[str, Text | None]], msgspec.Meta(max_length=CONDITIONS_MAX)] | None = None
-
-
-class EventReport(msgspec.Struct, frozen=True):
-    """The body of an `event` entry."""
-
-    reason: Annotated[str, msgspec.Meta(max_length=128)] = ""
-    message: Annotated[str, msgspec.Meta(max_length=8192)] = ""
-    type: Annotated[str, msgspec.Meta(pattern="^(Normal|Warning)$")] = "Normal"
-    count: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)] = 1
-    first: UnixTime = 0.0
-    last: UnixTime = 0.0
-    field: Annotated[str, msgspec.Meta(max_length=1024)] = ""
-
-
-class PodStatus(msgspec.Struct, frozen=True):
-    """The body of a `pod` entry, as far as the hub checks it; the rest is stored as it is."""
-
-    phase: str = ""
-    conditions: Annotated[list[dict[str, Any]], msgspec.Meta(max_length=CONDITIONS_MAX)] | None = None
-
-
-decode_node = msgspec.json.Decoder(NodeReport).decode
-decode_event = msgspec.json.Decoder(EventReport).decode
-decode_pod = msgspec.json.Decoder(PodStatus).decode
-
-
 # Nodes
+
+
+class NodeCertificate(msgspec.Struct, frozen=True, gc=False, rename={"begins": "from", "ends": "until"}):
+    """CERTIFICATE, decoded."""
+
+    root: str
+    serial: str
+    begins: int
+    ends: int
+
+
+ENROLLED_MARGIN_S: Final = 3600.0
+"""Of enrolments that are not exact: certificates were dated back a little, and clocks of replicas differ."""
+
+
+class Enrolment(msgspec.Struct, frozen=True, gc=False):
+    """ENROLLED, as far as it is read here."""
+
+    token: str = ""
+    enrolled: float = 0.0
+    """When its key joined, unix seconds; a repeated join leaves it."""
+    exact: bool = False
+    """Does no certificate of it begin before that? Earlier releases dated them back."""
+
+    void_before: float = 0.0
+    """It took the place of another key, by a revocation of that moment."""
+
+    @property
+    def not_before(self) -> float | None:
+        """When its certificates begin at the earliest, unix seconds; None: at any time."""
+        return float(int(self.enrolled)) if self.exact else None
+
+    def is_foreign(self, begins: float) -> bool:
+        """Is a certificate that begins then of somebody who had the name before, and whom no revocation refuses? False where it is
+        not known (0)."""
+        if self.void_before:
+            return False
+        margin = 0.0 if self.exact else ENROLLED_MARGIN_S
+        return 0 < begins < int(self.enrolled) - margin
+
+
+decode_enrolment = msgspec.json.Decoder(Enrolment).decode
+decode_certificate = msgspec.json.Decoder(NodeCertificate).decode
+Change = Callable[[Object, str], Object | None]
+"""Alters a Node at a time (RFC 3339); None: there is nothing to alter."""
 
 
 def new_node(identity: NodeId, *, pool: str = "", labels: Mapping[str, str] | None = None) -> Object:
@@ -131,11 +141,12 @@ def merge_node(node: Object, report: NodeReport) -> Object:
         if (key in AGENT_LABELS or key.startswith(AGENT_LABEL_PREFIXES)) and is_label(key, value):
             labels[key] = value
     if report.conditions is not None:
-        reported = {str(c["type"]): c for c in report.conditions if c.get("type")}
+        stated = [{k: v for k, v in c.items() if v is not None} for c in report.conditions]
+        reported = {c["type"]: c for c in stated if c.get("type")}
         kept = [
             c
             for c in status.get("conditions") or []
-            if c["type"] not in reported or c["type"] in HUB_CONDITIONS
+            if c.get("type") not in reported or c.get("type") in HUB_CONDITIONS
         ]
         status["conditions"] = kept + [c for t, c in reported.items() if t not in HUB_CONDITIONS]
     return node
@@ -145,10 +156,10 @@ def set_condition(node: Object, kind: str, status: str, reason: str, message: st
     """Sets a Node's condition; the transition time only moves with the status. False when nothing changed."""
     conditions: list[Object] = node.setdefault("status", {}).setdefault("conditions", [])
     for held in conditions:
-        if held["type"] == kind:
-            if (held["status"], held.get("reason"), held.get("message")) == (status, reason, message):
+        if held.get("type") == kind:
+            if (held.get("status"), held.get("reason"), held.get("message")) == (status, reason, message):
                 return False
-            if held["status"] != status:
+            if held.get("status") != status:
                 held["lastTransitionTime"] = now
             held.update(status=status, reason=reason, message=message, lastHeartbeatTime=now)
             return True
@@ -167,7 +178,39 @@ def set_condition(node: Object, kind: str, status: str, reason: str, message: st
 
 def drop_conditions(node: Object, kinds: Iterable[str]) -> None:
     status, gone = node.setdefault("status", {}), frozenset(kinds)
-    status["conditions"] = [c for c in status.get("conditions") or [] if c["type"] not in gone]
+    status["conditions"] = [c for c in status.get("conditions") or [] if c.get("type") not in gone]
+
+
+def certificate_text(root: str, serial: str, begins: float, ends: float) -> str:
+    """The value of CERTIFICATE. `root`: the first 16 hex digits of the id of the root that it comes from; times are unix
+    seconds."""
+    return orjson.dumps({"root": root, "serial": serial, "from": int(begins), "until": int(ends)}).decode()
+
+
+def certified(node: Object, text: str) -> Object | None:
+    """The node has shown this certificate (`certificate_text`), or said to have installed it. An older one counts too: a
+    node that shows it has lost the newer one."""
+    annotations = node["metadata"].get("annotations") or {}
+    if annotations.get(CERTIFICATE) == text:
+        return None
+    node["metadata"]["annotations"] = {**annotations, CERTIFICATE: text}
+    return node
+
+
+def certificate_of(annotations: Mapping[str, str] | None) -> NodeCertificate | None:
+    """What a Node's CERTIFICATE says; None where there is none, or one that somebody has damaged."""
+    try:
+        return decode_certificate((annotations or {}).get(CERTIFICATE, ""))
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
+
+
+def enrolment_of(annotations: Mapping[str, str] | None) -> Enrolment:
+    """By whom a Node was enrolled; empty where that is not known."""
+    try:
+        return decode_enrolment((annotations or {}).get(ENROLLED, ""))
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return Enrolment()
 
 
 def connected(node: Object, now: str) -> Object | None:
@@ -177,7 +220,7 @@ def connected(node: Object, now: str) -> Object | None:
 
 def silent(node: Object, now: str) -> Object | None:
     """The node has not been heard of for three heartbeats. Kubernetes' words, since tools look for them."""
-    held = {c["type"]: c for c in (node.get("status") or {}).get("conditions") or []}.get(READY)
+    held = {c.get("type"): c for c in (node.get("status") or {}).get("conditions") or []}.get(READY)
     if held is None:
         reason, message = "NodeStatusNeverUpdated", "The agent has never connected."
     else:
@@ -258,13 +301,14 @@ def has_condition(entry: Entry[NodeView], kind: str) -> bool:
 
 
 def merge_pod(node: str, status: Object) -> Callable[[Object], Object | None]:
-    """Puts `status` in place of a Pod's, except for the conditions that are the hub's."""
+    """Puts `status` in place of a Pod's, except for conditions that neither the agent reports nor is the owner of."""
 
     def apply(pod: Object) -> Object | None:
         _check_bound(pod, node)
         held = pod.get("status") or {}
-        kept = [c for c in held.get("conditions") or [] if c["type"] in HUB_POD_CONDITIONS]
         reported = [c for c in status.get("conditions") or [] if c.get("type") not in HUB_POD_CONDITIONS]
+        theirs = AGENT_POD_CONDITIONS.union(c.get("type") for c in reported)
+        kept = [c for c in held.get("conditions") or [] if c.get("type") not in theirs]
         pod["status"] = {**status, "conditions": kept + reported}
         return pod
 

@@ -1,10 +1,10 @@
 """The edge port's sockets: non-blocking TLS connections on one epoll, registered in the event loop.
 
-Job: accept, handshake, read, write, and end connections, within bounds; whoever speaks the protocol is the `Handler`.
-Only the public `ssl` API. No task, timer or closure per connection: one sweep looks at all deadlines.
+Job: read, write, and end connections, within bounds; `hub.handshakes` is the way in, and whoever speaks the protocol is the
+`Handler`. Only the public `ssl` API. No task, timer or closure per connection: one sweep looks at all deadlines.
 
-Invariants: nothing here blocks longer than one TLS handshake step (about 1 ms), and at most `handshakes_per_tick` of
-those are made before the loop's other callbacks run. What is sent within one turn of the loop leaves in one write.
+Invariants: nothing here blocks, and the loop's other callbacks run every TURN_S at least, or after one message more. What is
+sent within one turn of the loop leaves in one write.
 `Handler.closed` is called exactly once for every connection that `Handler.connected` has seen.
 
 Why not asyncio's TLS: 25 KB and 14 µs per heartbeat against 37 KB and 30 µs.
@@ -17,9 +17,14 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
+
+from hub.deadlines import Bucket, Deadlines
+from hub.handshakes import Handshakes
+from hub.lobby import LobbyLimits
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +33,15 @@ RECV_BYTES: Final = 16384
 SHORT_BYTES: Final = 448
 """Most messages are shorter, and a bytes object of this size does not go through malloc."""
 WRITE_BYTES: Final = 65536
-EVENTS_PER_TICK: Final = 256
-LISTEN_FD_PAUSE_S: Final = 1.0
+EVENTS_AT_ONCE: Final = 32
+"""Looked at between two looks at the clock."""
+TURN_S: Final = 0.01
+"""How long the loop's other callbacks wait for the messages of connections."""
+ENDED_AT_ONCE: Final = 16
+"""Connections that their peers have ended, in one turn of the loop: each costs up to half a millisecond, and when a network is
+cut all of them end at once, while those that stay want their heartbeats answered."""
+SWEPT_AT_ONCE: Final = 128
+"""Ended by one sweep before the loop's other callbacks run: all peers may be gone at once."""
 LINGER_S: Final = 2.0
 """How long a closed connection may take to read what was sent before; closing at once could reset it away."""
 LINGER_READS: Final = 16
@@ -38,7 +50,7 @@ LINGER_READS: Final = 16
 HANDSHAKE, OPEN, LINGER, CLOSED = range(4)
 _OUT: Final = select.EPOLLOUT
 _READ: Final = select.EPOLLIN | select.EPOLLRDHUP
-_WRITE: Final = _READ | _OUT
+_ENDED: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +58,9 @@ class TransportLimits:
     """Bounds of one edge port.
 
     connections_max: a process may open 20,000 descriptors here, and stores and clients need some.
-    handshakes_max: connections whose handshake is not finished; one more, and the one that has taken longest is closed.
+    handshakes_max: connections whose handshake is not finished, half of them of known and half of unknown sources; others wait
+        in the lobby.
+    lobby: who begins a handshake, and who waits.
     handshakes_per_tick: each step takes up to 1 ms, and heartbeats wait meanwhile.
     handshake_s, hello_s: seconds that the handshake, and then the first message, may take.
     accepts_per_tick: accepted connections in one turn of the loop.
@@ -64,6 +78,7 @@ class TransportLimits:
     backlog_bytes_max: int = 8 << 20
     backlog_total_bytes_max: int = 256 << 20
     stall_s: float = 90.0
+    lobby: LobbyLimits = field(default_factory=LobbyLimits)
 
 
 class Counters:
@@ -90,9 +105,13 @@ class Connection:
 
     __slots__ = (
         "_chunk",
+        "_ended",
+        "_paused",
         "_port",
         "_writing",
         "backlog_bytes",
+        "began",
+        "bucket",
         "deadline",
         "fd",
         "heard",
@@ -109,12 +128,15 @@ class Connection:
         self.fd = sock.fileno()
         self.state = HANDSHAKE
         self.owner: Any = None
-        self.heard = now
+        self.began = self.heard = now
         self.idle_s = port.limits.hello_s
         self.deadline = now + port.limits.handshake_s
+        self.bucket: Bucket | None = None
         self.out: list[bytes] | None = None
         self._chunk: bytes | None = None
         self._writing = False
+        self._paused = False
+        self._ended = False
         self.backlog_bytes = 0
 
     def send(self, data: bytes) -> None:
@@ -140,9 +162,25 @@ class Connection:
         """Ends the connection once what was sent has left, or LINGER_S are over. `reason` is counted."""
         self._port.end(self, reason)
 
+    def abort(self, reason: str) -> None:
+        """Ends the connection at once; what waits to be sent never leaves. `reason` is counted."""
+        self._port.abort(self, reason)
+
+    def pause(self, seconds: float) -> None:
+        """Reads nothing of the peer for that long: what it sends waits at its end, and nothing is lost. Meanwhile it does not
+        count as idle. At most one pause at a time; `seconds` should be shorter than `idle_s`."""
+        self._port.pause(self, seconds)
+
     def set_idle(self, idle_s: float) -> None:
         """Without a byte for this long the connection counts as half-open and is closed."""
         self.idle_s = idle_s
+        if self.state == OPEN:
+            self._port.deadlines.file(self)
+
+    @property
+    def due_at(self) -> float:
+        """When its deadline is, on the transport's clock."""
+        return self.heard + self.idle_s if self.state == OPEN else self.deadline
 
     def peercert(self) -> dict[str, Any] | None:
         """What `SSLSocket.getpeercert()` says: None without a certificate."""
@@ -160,14 +198,27 @@ class Connection:
 class Handler(Protocol):
     """Who speaks the protocol. All are called on the loop and must not block."""
 
-    def connected(self, conn: Connection) -> None:
-        """The handshake is done."""
+    def admitting(self) -> bool:
+        """Is anybody admitted at present? If not, handshakes are only made to say so."""
+        ...
+
+    def connected(self, conn: Connection) -> bool:
+        """The handshake is done. True for one of ours: others from the same source are let in before strangers."""
+        ...
+
+    def unverified(self, conn: Connection, why: str) -> None:
+        """The peer's certificate does not hold, in OpenSSL's words; the connection ends."""
         ...
 
     def received(self, conn: Connection, data: bytes) -> None: ...
 
     def closed(self, conn: Connection, reason: str) -> None:
         """The connection has ended, from either side; nothing can be sent any more."""
+        ...
+
+    def may_write(self, conn: Connection) -> bool:
+        """Bytes that a slow reader left waiting could leave now, perhaps long after they were queued: may they? If not,
+        the connection is dropped."""
         ...
 
 
@@ -185,19 +236,19 @@ class EdgePort:
         self.limits = limits or TransportLimits()
         self.counters = Counters()
         self.backlog_bytes = 0
+        self.deadlines: Deadlines[Connection] = Deadlines()
         self._handler = handler
         self._received = handler.received
         self._now = now
         self._turn = now()
         """When this turn of the loop began: one look at the clock for all that arrives in it."""
         self._connections: dict[int, Connection] = {}
-        self._shaking: dict[int, Connection] = {}
+        self._handshakes = Handshakes(self, now)
         self._dirty: list[Connection] = []
         self._stalled: dict[Connection, float] = {}
         self._buffer = memoryview(bytearray(RECV_BYTES))
-        self._listener: socket.socket | None = None
-        self._listening = False
-        self._paused_until = 0.0
+        self._sweeping: list[Connection] = []
+        self._ended: deque[Connection] = deque()
         self._flush_due = False
         self._epoll: select.epoll | None = None
 
@@ -208,7 +259,12 @@ class EdgePort:
     @property
     def shaking(self) -> int:
         """Connections whose handshake is not finished."""
-        return len(self._shaking)
+        return self._handshakes.shaking
+
+    @property
+    def waiting(self) -> int:
+        """Accepted sockets that wait for their handshake to begin."""
+        return self._handshakes.waiting
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -224,23 +280,19 @@ class EdgePort:
         except BaseException:
             listener.close()
             raise
-        self._listener = listener
         self._epoll = select.epoll()
-        self._listen(True)
         asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._tick)
+        self._handshakes.open(listener)
         address = listener.getsockname()
         return str(address[0]), int(address[1])
 
     def stop_accepting(self) -> None:
         """Closes the listening socket; connections stay."""
-        if self._listener is not None:
-            self._listen(False)
-            self._listener.close()
-            self._listener = None
+        self._handshakes.stop_accepting()
 
     def close(self) -> None:
         """Ends everything at once."""
-        self.stop_accepting()
+        self._handshakes.close()
         self.flush()
         for conn in list(self._connections.values()):
             self._drop(conn, "shutdown")
@@ -278,6 +330,26 @@ class EdgePort:
         self.backlog_bytes += len(data)
         self._stall(conn, data)
 
+    def pause(self, conn: Connection, seconds: float) -> None:
+        """See Connection.pause."""
+        if conn.state == OPEN and not conn._paused:
+            conn._paused = True
+            self._watch(conn)
+            asyncio.get_running_loop().call_later(seconds, self._resume, conn)
+
+    def _resume(self, conn: Connection) -> None:
+        conn._paused = False
+        if conn.state == OPEN:
+            conn.heard = self._now()
+            self._watch(conn)
+
+    def _watch(self, conn: Connection) -> None:
+        """Asks epoll for what the connection waits for; its end is always told."""
+        assert self._epoll is not None
+        if conn._ended:
+            return
+        self._epoll.modify(conn.fd, (0 if conn._paused else _READ) | (_OUT if conn in self._stalled else 0))
+
     def broke(self, conn: Connection, failure: Exception) -> None:
         """A read or write found the connection ended."""
         log.debug("connection of %s broke: %s", conn.peername(), failure)
@@ -293,10 +365,16 @@ class EdgePort:
                 return
             conn.state = LINGER
             conn.deadline = self._now() + LINGER_S
+            self.deadlines.file(conn)
             self.counters.close(reason)
             if conn.backlog_bytes == 0:
                 self._half_close(conn)
             self._handler.closed(conn, reason)
+
+    def abort(self, conn: Connection, reason: str) -> None:
+        """See Connection.abort."""
+        if conn.state in (HANDSHAKE, OPEN):
+            self._drop(conn, reason)
 
     def flush(self) -> None:
         """Writes what was queued in this turn."""
@@ -311,22 +389,67 @@ class EdgePort:
     def sweep(self) -> None:
         """Closes what is past its deadline; to be called every second or so."""
         now = self._now()
-        for conn in [
-            c
-            for c in self._connections.values()
-            if (c.heard + c.idle_s if c.state == OPEN else c.deadline) < now
-        ]:
+        idle = not self._sweeping
+        self._sweeping = self.deadlines.overdue(now)
+        if self._sweeping and idle:
+            self._end_overdue()
+        for conn in [c for c, since in self._stalled.items() if since + self.limits.stall_s < now]:
+            self._drop(conn, "slow")
+        self._handshakes.sweep()
+
+    def _end_overdue(self) -> None:
+        """A few in a turn of the loop."""
+        now = self._now()
+        some, self._sweeping = self._sweeping[:SWEPT_AT_ONCE], self._sweeping[SWEPT_AT_ONCE:]
+        for conn in some:
+            if conn.due_at >= now:
+                continue  # it has spoken meanwhile
             if conn.state == HANDSHAKE:
                 self._drop(conn, "handshake-timeout")
             elif conn.state == LINGER:
                 self._forget(conn)
-            else:
+            elif conn.state == OPEN:
                 self._drop(conn, "idle")
-        for conn in [c for c, since in self._stalled.items() if since + self.limits.stall_s < now]:
-            self._drop(conn, "slow")
-        if self._paused_until and now >= self._paused_until:
-            self._paused_until = 0.0
-            self._listen(True)
+        if self._sweeping:
+            asyncio.get_running_loop().call_soon(self._end_overdue)
+
+    def admitting(self) -> bool:
+        """See `Handler`."""
+        return self._handler.admitting()
+
+    # -- what handshakes come to ----------------------------------------------------------------------------------
+
+    def begun(self, sock: ssl.SSLSocket) -> Connection:
+        """A handshake has begun."""
+        conn = Connection(self, sock, self._now())
+        self._connections[conn.fd] = conn
+        self.deadlines.file(conn)
+        return conn
+
+    def shaken(self, conn: Connection) -> bool:
+        """The handshake is done; says whether it is one of ours, as the handler does."""
+        assert self._epoll is not None
+        self._epoll.register(conn.fd, _READ)
+        self.counters.handshakes += 1
+        conn.state = OPEN
+        self._turn = conn.heard = self._now()
+        self.deadlines.file(conn)
+        ours = self._handler.connected(conn)
+        if conn.state == OPEN:
+            self._read(conn)
+        return ours
+
+    def unverified(self, conn: Connection, failure: ssl.SSLCertVerificationError) -> None:
+        """The peer's certificate does not hold. It has said HELLO already under TLS 1.3: a close with that unread would reset
+        the alert away, and it would not know that its certificate is the reason."""
+        assert self._epoll is not None
+        self._handler.unverified(conn, failure.verify_message)
+        self.counters.close("handshake-failed")
+        conn.state = LINGER
+        conn.deadline = self._now() + LINGER_S
+        self.deadlines.file(conn)
+        self._epoll.register(conn.fd, _READ)
+        self._half_close(conn)
 
     # -- events -------------------------------------------------------------------------------------------------
 
@@ -339,102 +462,53 @@ class EdgePort:
 
     def _serve(self) -> None:
         assert self._epoll is not None
-        self._turn = self._now()
-        steps = self.limits.handshakes_per_tick
-        listener_fd = self._listener.fileno() if self._listener is not None else -1
+        self._turn = now = self._now()
+        until = now + TURN_S
+        while now <= until:
+            events = self._epoll.poll(0, EVENTS_AT_ONCE)
+            self._take(events)
+            if len(events) < EVENTS_AT_ONCE:
+                return
+            now = self._now()
+
+    def _take(self, ready: Sequence[tuple[int, int]]) -> None:
         connections = self._connections
-        for fd, events in self._epoll.poll(0, EVENTS_PER_TICK):
-            conn_or_none = connections.get(fd)
-            if conn_or_none is None:
-                if fd == listener_fd:
-                    self._accept()
+        for fd, events in ready:
+            conn = connections.get(fd)
+            if conn is None:
                 continue
-            conn = conn_or_none
             if conn.state == OPEN:
                 if events & _OUT:
                     self._write(conn)
                     if events == _OUT or conn.state != OPEN:
                         continue
-                self._read(conn)
-            elif conn.state == HANDSHAKE:
-                # Level-triggered: those beyond the budget are reported again in the next turn.
-                if steps > 0:
-                    steps -= 1
-                    self._shake(conn)
-            else:
+                if events & _ENDED:
+                    self._put_off(conn)
+                else:
+                    self._read(conn)
+            elif conn.state == LINGER:
                 self._linger(conn, events)
 
-    def _accept(self) -> None:
-        assert self._listener is not None and self._epoll is not None
-        for _ in range(self.limits.accepts_per_tick):
-            try:
-                raw, _address = self._listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as failure:
-                # Out of descriptors or memory: the backlog waits, and those who are connected are served.
-                log.warning("cannot accept edge connections for %.0f s: %s", LISTEN_FD_PAUSE_S, failure)
-                self._listen(False)
-                self._paused_until = self._now() + LISTEN_FD_PAUSE_S
-                return
-            self.counters.accepted += 1
-            if len(self._connections) >= self.limits.connections_max:
-                self.counters.refused += 1
-                raw.close()
-                continue
-            self._begin(raw)
-
-    def _begin(self, raw: socket.socket) -> None:
+    def _put_off(self, conn: Connection) -> None:
+        """The peer has sent its last, which is read after what others say."""
         assert self._epoll is not None
-        if len(self._shaking) >= self.limits.handshakes_max:
-            # Whoever never finishes is the oldest; whoever is honest needs two round trips.
-            self._drop(next(iter(self._shaking.values())), "handshake-crowded")
-        try:
-            raw.setblocking(False)
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock = self.context.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
-        except OSError as failure:
-            log.debug("connection lost before its handshake: %s", failure)
-            self.counters.close("handshake-failed")
-            raw.close()
-            return
-        conn = Connection(self, sock, self._now())
-        self._connections[conn.fd] = conn
-        self._shaking[conn.fd] = conn
-        self._epoll.register(conn.fd, _READ)
+        conn._ended = True
+        self._epoll.unregister(conn.fd)
+        if not self._ended:
+            asyncio.get_running_loop().call_soon(self._read_ended)
+        self._ended.append(conn)
 
-    def _shake(self, conn: Connection) -> None:
-        assert self._epoll is not None
-        try:
-            conn.sock.do_handshake()
-        except ssl.SSLWantReadError:
-            self._epoll.modify(conn.fd, _READ)
-            return
-        except ssl.SSLWantWriteError:
-            self._epoll.modify(conn.fd, _WRITE)
-            return
-        except ssl.SSLCertVerificationError as failure:
-            # The peer has said HELLO already under TLS 1.3: a close with that unread would reset the alert away, and it
-            # would not know that its certificate is the reason.
-            log.debug("certificate of %s refused: %s", conn.peername(), failure)
-            self.counters.close("handshake-failed")
-            conn.state = LINGER
-            conn.deadline = self._now() + LINGER_S
-            self._epoll.modify(conn.fd, _READ)
-            self._half_close(conn)
-            return
-        except (OSError, ValueError) as failure:
-            log.debug("handshake with %s failed: %s", conn.peername(), failure)
-            self._drop(conn, "handshake-failed")
-            return
-        self._epoll.modify(conn.fd, _READ)
-        del self._shaking[conn.fd]
-        self.counters.handshakes += 1
-        conn.state = OPEN
-        conn.heard = self._turn
-        self._handler.connected(conn)
-        if conn.state == OPEN:
-            self._read(conn)
+    def _read_ended(self) -> None:
+        """A record each of a few that have ended; whoever had more to say has another turn."""
+        self._turn = self._now()
+        for _ in range(min(ENDED_AT_ONCE, len(self._ended))):
+            conn = self._ended.popleft()
+            if conn.state == OPEN:
+                self._read(conn)
+            if conn.state == OPEN:
+                self._ended.append(conn)
+        if self._ended:
+            asyncio.get_running_loop().call_soon(self._read_ended)
 
     def _read(self, conn: Connection) -> None:
         """Takes one TLS record. OpenSSL holds none beyond it (no read-ahead), so level-triggered epoll reports what is left:
@@ -460,6 +534,14 @@ class EdgePort:
 
     def _write(self, conn: Connection) -> None:
         """Sends until nothing is left or the kernel takes no more."""
+        if (
+            self._stalled
+            and conn in self._stalled
+            and conn.state == OPEN
+            and not self._handler.may_write(conn)
+        ):
+            self._drop(conn, "fenced")
+            return
         while True:
             # OpenSSL demands the same bytes again after WANT_WRITE, so a chunk is kept until it has left.
             chunk = conn._chunk
@@ -484,16 +566,14 @@ class EdgePort:
             if conn.out is None and conn._chunk is None:
                 break
         if self._stalled and self._stalled.pop(conn, None) is not None:
-            assert self._epoll is not None
-            self._epoll.modify(conn.fd, _READ)
+            self._watch(conn)
 
     def _stall(self, conn: Connection, chunk: bytes) -> None:
         """The kernel takes no more: `chunk` is tried again when it does."""
         conn._chunk = chunk
         if conn not in self._stalled:
-            assert self._epoll is not None
-            self._epoll.modify(conn.fd, _WRITE)
             self._stalled[conn] = self._now()
+            self._watch(conn)
 
     # -- ending -------------------------------------------------------------------------------------------------
 
@@ -541,7 +621,8 @@ class EdgePort:
             return
         conn.state = CLOSED
         self._connections.pop(conn.fd, None)
-        self._shaking.pop(conn.fd, None)
+        self.deadlines.forget(conn)
+        self._handshakes.forget(conn)
         self._stalled.pop(conn, None)
         self.backlog_bytes -= conn.backlog_bytes
         conn.backlog_bytes = 0
@@ -550,15 +631,6 @@ class EdgePort:
             with contextlib.suppress(OSError, ValueError):
                 self._epoll.unregister(conn.fd)
         conn.sock.close()
-
-    def _listen(self, on: bool) -> None:
-        if self._listener is None or self._epoll is None or on == self._listening:
-            return
-        self._listening = on
-        if on:
-            self._epoll.register(self._listener.fileno(), select.EPOLLIN)
-        else:
-            self._epoll.unregister(self._listener.fileno())
 
 
 def _next_chunk(conn: Connection) -> bytes | None:

@@ -1,28 +1,30 @@
 """The embedded certificate authority: one self-signed root that issues hub, node and user certificates.
 
-ECDSA P-256 throughout. The root lives in `ca.crt` and `ca.key` (0600) in a directory that the caller has locked;
-it is made at first start and never changed. Only a public key is ever taken from a request: names, usages and times
-come from the caller.
+Its key is of any algorithm of `security.keys`, in memory or in a token. The root lives in `ca.crt` and `ca.key` (0600; the
+key, or the reference to a token's) in a directory that the caller has locked; it is made at first start;
+`security.authorities` is a set of such roots, of which one takes another's place. Only a public key is ever taken from a
+request (`security.requests`): names, usages and times come from the caller.
 
 Invariant: no certificate outlives the authority. No certificate of a node has a DNS name or a common name, so that
 even a client that checks nothing but the name cannot take a node for a hub.
-Not guaranteed: revocation (the hub refuses revoked identities itself), rotation of the root.
+Not guaranteed: revocation (the hub refuses revoked identities itself).
 """
 
 import contextlib
 import datetime
 import hashlib
 import ipaddress
+import math
 import os
+import secrets
 import time
 from collections.abc import Sequence
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from security import keys
 from security.errors import SecurityError
 from security.identity import (
     HubId,
@@ -33,6 +35,9 @@ from security.identity import (
     check_trust_domain,
     hub_dns_name,
 )
+from security.keys import KeyRefused, KeySource, SigningKey
+from security.parsing import EXTENSIONS_UNREADABLE
+from security.requests import request_key
 
 CA_TTL_S = 5 * 365 * 86400
 HUB_TTL_S = 24 * 3600
@@ -40,10 +45,10 @@ NODE_TTL_S = 14 * 86400
 USER_TTL_S = 365 * 86400
 BACKDATE_S = 300  # peers whose clock is a little behind accept a fresh certificate
 BACKDATE_SHARE = 0.05  # of a short life at most, so that half life is not over when it is issued
-CSR_CHARS_MAX = 8192
 SANS_MAX = 64
 GROUPS_MAX = 32
 DEFAULT_TRUST_DOMAIN = "cloudhub.local"
+ROOT_NAME = "CloudHub root"
 
 SERVER, CLIENT = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
 
@@ -52,44 +57,151 @@ class CAError(SecurityError):
     """The authority cannot be opened or cannot issue. The message says why and what to do."""
 
 
-class BadRequest(SecurityError):
-    """A certificate request that is not acceptable: broken, badly signed, or not for a P-256 key."""
+def trust_domain_of(certificate_pem: str) -> str:
+    """The trust domain that an authority's certificate is for. Raises CAError."""
+    try:
+        certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
+        san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        (uri,) = san.get_values_for_type(x509.UniformResourceIdentifier)
+    except EXTENSIONS_UNREADABLE as wrong:
+        raise CAError(f"the authority's certificate is damaged: {wrong}") from wrong
+    return uri.removeprefix("spiffe://")
 
 
 class CertificateAuthority:
     """See the module. Made by `open`."""
 
-    def __init__(
-        self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey, trust_domain: str
-    ) -> None:
+    def __init__(self, certificate: x509.Certificate, key: SigningKey, trust_domain: str) -> None:
         self._certificate = certificate
         self._key = key
         self.trust_domain = trust_domain
         self.root_pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
+        self.name = _common_name(certificate)
+        """The root's common name, which certificates give as their issuer: different for each root of a set."""
         self.root_sha256 = hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).digest()
         """SHA-256 of the root's DER; 32 bytes. What join tokens carry."""
+        self.not_before = certificate.not_valid_before_utc.timestamp()
+        """Since when it is valid; unix seconds."""
         self.not_after = certificate.not_valid_after_utc.timestamp()
         """When the authority ends; unix seconds."""
 
+    @property
+    def roots(self) -> list[str]:
+        """What whoever trusts this authority trusts, PEM."""
+        return [self.root_pem]
+
     @classmethod
     def open(
-        cls, directory: str, trust_domain: str = DEFAULT_TRUST_DOMAIN, now: float | None = None
+        cls,
+        directory: str,
+        trust_domain: str = DEFAULT_TRUST_DOMAIN,
+        now: float | None = None,
+        source: KeySource = keys.IN_MEMORY,
     ) -> "CertificateAuthority":
-        """The authority in `directory`, made when there is none. Raises CAError (half of it missing, damaged, another
-        trust domain, readable to others, ended) and OSError (disk). The caller holds the directory's lock."""
+        """The authority in `directory`, made when there is none. `source`: where its key comes from. Raises CAError (half
+        of it missing, damaged, another trust domain, readable to others, ended), KeyRefused (its token) and OSError
+        (disk). The caller holds the directory's lock."""
         check_trust_domain(trust_domain)
         now = time.time() if now is None else now
         crt, key = os.path.join(directory, "ca.crt"), os.path.join(directory, "ca.key")
         have = os.path.exists(crt), os.path.exists(key)
         if have == (False, False):
-            _create(crt, key, trust_domain, now)
+            made = cls.create(trust_domain, now, source)
+            _write(key, made.key_record().encode(), 0o600)
+            _write(crt, made.root_pem.encode(), 0o644)
         elif have != (True, True):
             there, missing = (crt, key) if have[0] else (key, crt)
             raise CAError(
                 f"{there} exists but {missing} does not: restore {missing} from a backup; only if this hub has never"
                 f" served (its first start was cut short) delete {there} and start again"
             )
-        return _load(crt, key, trust_domain, now)
+        check_private(key)
+        with open(crt, "rb") as f, open(key, "rb") as g:
+            return cls.load(f.read(), g.read(), trust_domain, now, (crt, key), source)
+
+    def save(self, directory: str) -> None:
+        """Writes it into an existing directory for `open`; one that is there already has to be the same. Raises CAError,
+        OSError. The caller holds the directory's lock."""
+        crt, key = os.path.join(directory, "ca.crt"), os.path.join(directory, "ca.key")
+        for path, pem, mode in ((key, self.key_record(), 0o600), (crt, self.root_pem, 0o644)):
+            if not os.path.exists(path):
+                _write(path, pem.encode(), mode)
+        with open(crt, "rb") as file:
+            if file.read().strip() != self.root_pem.encode().strip():
+                raise CAError(f"{crt} is another authority; use an empty data directory, or move it away")
+        self.open(directory, self.trust_domain, source=keys.CLOSED)
+
+    @classmethod
+    def create(
+        cls, trust_domain: str, now: float, source: KeySource = keys.IN_MEMORY
+    ) -> "CertificateAuthority":
+        """A new authority, kept nowhere yet. Raises IdentityError for the trust domain, KeyRefused for the key."""
+        check_trust_domain(trust_domain)
+        key = source.create()
+        return cls(_make_root(trust_domain, now, key), key, trust_domain)
+
+    @classmethod
+    def create_next(
+        cls, trust_domain: str, now: float, source: KeySource = keys.IN_MEMORY
+    ) -> "CertificateAuthority":
+        """As `create`, under a name of its own: for a set that has a root already."""
+        check_trust_domain(trust_domain)
+        key = source.create()
+        name = f"{ROOT_NAME} {secrets.token_hex(8)}"
+        return cls(_make_root(trust_domain, now, key, name), key, trust_domain)
+
+    @classmethod
+    def load(
+        cls,
+        certificate_pem: bytes,
+        key_pem: bytes,
+        trust_domain: str,
+        now: float,
+        names: tuple[str, str] = ("the certificate", "the key"),
+        source: KeySource = keys.IN_MEMORY,
+    ) -> "CertificateAuthority":
+        """An authority from its certificate and its key's record, checked. `names`: what messages call the two; `source`:
+        opens a token's key. Raises CAError, KeyRefused."""
+        crt, key_path = names
+        remedy = f"restore both {os.path.basename(crt)} and {os.path.basename(key_path)} from one backup"
+        try:
+            certificate = x509.load_pem_x509_certificate(certificate_pem)
+            san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            uris = san.get_values_for_type(x509.UniformResourceIdentifier)
+        except EXTENSIONS_UNREADABLE as e:
+            raise CAError(f"{crt} is damaged ({e}): {remedy}") from e
+        try:
+            key = source.load(key_pem)
+        except KeyRefused as e:
+            raise CAError(f"{key_path}: {e}; {remedy}" if not source.uri else f"{key_path}: {e}") from e
+        if key.private is not None and key.public != certificate.public_key():
+            raise CAError(f"{key_path} is not the key of {crt}: {remedy}")
+        if uris != [f"spiffe://{trust_domain}"]:
+            raise CAError(
+                f"{crt} is for {', '.join(uris) or 'no trust domain'}, the hub is configured for"
+                f" spiffe://{trust_domain}: set the trust domain back, or use another data directory"
+            )
+        authority = cls(certificate, key, trust_domain)
+        if now >= authority.not_after:
+            raise CAError(
+                f"the certificate authority in {crt} ended on {_time(authority.not_after):%Y-%m-%d}; check the clock,"
+                " or move ca.crt and ca.key away, start again and let all nodes join anew"
+            )
+        return authority
+
+    def key_record(self) -> str:
+        """The authority's own key, PKCS #8 in clear, or the reference to a token's: for whoever encrypts or backs it up."""
+        return self._key.record()
+
+    @property
+    def key_reference(self) -> str:
+        """Of a key in a token; "" for one that is here."""
+        return self._key.reference
+
+    @property
+    def key_algorithm(self) -> str:
+        """Of its own key."""
+        return keys.algorithm_of(self._certificate.public_key())
 
     def ending(self, now: float, within_s: float = NODE_TTL_S) -> str | None:
         """A warning to log at start when the authority ends within `within_s`, so that certificates get shorter."""
@@ -100,11 +212,17 @@ class CertificateAuthority:
         )
 
     def issue_hub(
-        self, replica: str, trust_domain: str, dns_names: Sequence[str], ips: Sequence[str], now: float
+        self,
+        replica: str,
+        trust_domain: str,
+        dns_names: Sequence[str],
+        ips: Sequence[str],
+        now: float,
+        algorithm: str = keys.P256,
     ) -> tuple[str, str]:
         """(chain PEM, key PEM) for a hub replica, 24 h: server and client of the edge port and the API.
 
-        dns_names, ips: extra names under which clients reach it, beside `hub.<trust domain>`."""
+        dns_names, ips: extra names under which clients reach it, beside `hub.<trust domain>`; algorithm: of the key."""
         self._check_trust_domain(trust_domain)
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(HubId(trust_domain, replica).uri())]
         dns = [hub_dns_name(trust_domain), *(_dns_name(name) for name in dns_names)]
@@ -112,17 +230,25 @@ class CertificateAuthority:
         names += [x509.IPAddress(ip) for ip in dict.fromkeys(_ip(ip) for ip in ips)]
         if len(names) > SANS_MAX:
             raise CAError(f"{len(names)} names for one hub certificate, at most {SANS_MAX} are supported")
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = keys.generate(algorithm)
         subject = _subject((NameOID.ORGANIZATION_NAME, "CloudHub hub"))
-        return self._issue(key.public_key(), subject, names, [SERVER, CLIENT], now, HUB_TTL_S), _key_pem(key)
+        return self._issue(key.public, subject, names, [SERVER, CLIENT], now, HUB_TTL_S), key.pem()
 
-    def issue_node(self, csr_pem: str, node: NodeId, now: float, ttl_s: float = NODE_TTL_S) -> str:
-        """Chain PEM for a node: its URI and clientAuth, nothing else. Raises BadRequest for the request."""
+    def issue_node(
+        self,
+        csr_pem: str,
+        node: NodeId,
+        now: float,
+        ttl_s: float = NODE_TTL_S,
+        not_before: float | None = None,
+    ) -> str:
+        """Chain PEM for a node: its URI and clientAuth, nothing else. `not_before`: it is not dated back beyond this, unix
+        seconds. Raises BadRequest for the request."""
         self._check_trust_domain(node.trust_domain)
-        public = _request_key(csr_pem)
+        public = request_key(csr_pem)
         subject = _subject((NameOID.ORGANIZATION_NAME, "CloudHub node"))
         return self._issue(
-            public, subject, [x509.UniformResourceIdentifier(node.uri())], [CLIENT], now, ttl_s
+            public, subject, [x509.UniformResourceIdentifier(node.uri())], [CLIENT], now, ttl_s, not_before
         )
 
     def issue_user(
@@ -145,9 +271,18 @@ class CertificateAuthority:
         subject = _subject(
             *((NameOID.ORGANIZATION_NAME, group) for group in groups), (NameOID.COMMON_NAME, name)
         )
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = keys.generate(keys.P256)
         names = [x509.UniformResourceIdentifier(user.uri())]
-        return self._issue(key.public_key(), subject, names, [CLIENT], now, ttl_s), _key_pem(key)
+        return self._issue(key.public, subject, names, [CLIENT], now, ttl_s), key.pem()
+
+    def issue_workload(self, spiffe_id: str, now: float, ttl_s: float) -> tuple[str, str]:
+        """(chain PEM, key PEM) for a process beside the hub, as a server and as a client; `spiffe_id`: checked by the caller,
+        of this trust domain. Without a DNS or a common name it is neither a hub nor a user of the API."""
+        self._check_trust_domain(spiffe_id.removeprefix("spiffe://").partition("/")[0])
+        key = keys.generate(keys.P256)
+        names = [x509.UniformResourceIdentifier(spiffe_id)]
+        subject = _subject((NameOID.ORGANIZATION_NAME, "CloudHub workload"))
+        return self._issue(key.public, subject, names, [SERVER, CLIENT], now, ttl_s), key.pem()
 
     def _check_trust_domain(self, trust_domain: str) -> None:
         if trust_domain != self.trust_domain:
@@ -157,12 +292,13 @@ class CertificateAuthority:
 
     def _issue(
         self,
-        public: ec.EllipticCurvePublicKey,
+        public: keys.PublicKey,
         subject: x509.Name,
         names: Sequence[x509.GeneralName],
         usages: Sequence[x509.ObjectIdentifier],
         now: float,
         ttl_s: float,
+        not_before: float | None = None,
     ) -> str:
         if ttl_s <= 0:
             raise CAError(f"a certificate must last longer than {ttl_s:g} s")
@@ -171,7 +307,9 @@ class CertificateAuthority:
                 "the certificate authority has ended; replace ca.crt and ca.key and let all nodes join anew"
             )
         root = self._certificate
-        backdate_s = min(BACKDATE_S, BACKDATE_SHARE * ttl_s)
+        begin = max(now - min(BACKDATE_S, BACKDATE_SHARE * ttl_s), root.not_valid_before_utc.timestamp())
+        if not_before is not None:
+            begin = max(begin, math.ceil(not_before))
         identifier = root.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         certificate = (
             x509.CertificateBuilder()
@@ -179,7 +317,7 @@ class CertificateAuthority:
             .issuer_name(root.subject)
             .public_key(public)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(_time(max(now - backdate_s, root.not_valid_before_utc.timestamp())))
+            .not_valid_before(_time(begin))
             .not_valid_after(_time(min(now + ttl_s, self.not_after)))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(digital_signature=True), critical=True)
@@ -189,44 +327,17 @@ class CertificateAuthority:
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False
             )
-            .sign(self._key, hashes.SHA256())
+            .sign(self._key.signer, self._key.hash)
         )
         return certificate.public_bytes(serialization.Encoding.PEM).decode()
 
 
-def request_key_sha256(csr_pem: str) -> str:
-    """Hex SHA-256 of the SubjectPublicKeyInfo of a request, by which join tokens remember it. Raises BadRequest."""
-    public = _request_key(csr_pem)
-    info = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(info).hexdigest()
-
-
-def _request_key(csr_pem: str) -> ec.EllipticCurvePublicKey:
-    """The key of a request whose signature proves that the sender has it."""
-    if not isinstance(csr_pem, str) or len(csr_pem) > CSR_CHARS_MAX:
-        raise BadRequest(f"the certificate request is not text of at most {CSR_CHARS_MAX} characters")
-    try:
-        csr = x509.load_pem_x509_csr(csr_pem.encode())
-        public = csr.public_key()
-        if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
-            raise BadRequest("the certificate request is not for a P-256 key; only these are supported")
-        algorithm = csr.signature_hash_algorithm
-        if not isinstance(algorithm, (hashes.SHA256, hashes.SHA384, hashes.SHA512)):
-            raise BadRequest("the certificate request is not signed with SHA-256, SHA-384 or SHA-512")
-        if not csr.is_signature_valid:
-            raise BadRequest(
-                "the certificate request's signature is wrong: it was changed, or made by another key"
-            )
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as e:
-        raise BadRequest(f"the certificate request cannot be read: {e}") from e
-    return public
-
-
-def _create(crt: str, key_path: str, trust_domain: str, now: float) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = _subject((NameOID.ORGANIZATION_NAME, "CloudHub"), (NameOID.COMMON_NAME, "CloudHub root"))
-    public = key.public_key()
-    certificate = (
+def _make_root(
+    trust_domain: str, now: float, key: SigningKey, common_name: str = ROOT_NAME
+) -> x509.Certificate:
+    name = _subject((NameOID.ORGANIZATION_NAME, "CloudHub"), (NameOID.COMMON_NAME, common_name))
+    public = key.public
+    return (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -241,40 +352,15 @@ def _create(crt: str, key_path: str, trust_domain: str, now: float) -> None:
             critical=False,
         )
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-        .sign(key, hashes.SHA256())
+        .sign(key.signer, key.hash)
     )
-    _write(key_path, _key_pem(key).encode(), 0o600)
-    _write(crt, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
 
 
-def _load(crt: str, key_path: str, trust_domain: str, now: float) -> CertificateAuthority:
+def check_private(key_path: str) -> None:
+    """Raises CAError when a file with a key is open to others."""
     mode = os.stat(key_path).st_mode & 0o777
     if os.name != "nt" and mode & 0o077:
         raise CAError(f"{key_path} is open to others (mode {mode:o}): run `chmod 600 {key_path}`")
-    remedy = "restore both ca.crt and ca.key from one backup"
-    try:
-        with open(crt, "rb") as f:
-            certificate = x509.load_pem_x509_certificate(f.read())
-        with open(key_path, "rb") as f:
-            key = serialization.load_pem_private_key(f.read(), password=None)
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound) as e:
-        raise CAError(f"{crt} or {key_path} is damaged ({e}): {remedy}") from e
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
-        raise CAError(f"{key_path} is not the key of {crt}: {remedy}")
-    if uris != [f"spiffe://{trust_domain}"]:
-        raise CAError(
-            f"{crt} is for {', '.join(uris) or 'no trust domain'}, the hub is configured for spiffe://{trust_domain}:"
-            " set the trust domain back, or use another data directory"
-        )
-    authority = CertificateAuthority(certificate, key, trust_domain)
-    if now >= authority.not_after:
-        raise CAError(
-            f"the certificate authority in {crt} ended on {_time(authority.not_after):%Y-%m-%d}; check the clock, or"
-            " move ca.crt and ca.key away, start again and let all nodes join anew"
-        )
-    return authority
 
 
 def _write(path: str, data: bytes, mode: int) -> None:
@@ -296,10 +382,9 @@ def _write(path: str, data: bytes, mode: int) -> None:
             os.close(directory)
 
 
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> str:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ).decode()
+def _common_name(certificate: x509.Certificate) -> str:
+    found = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(found[0].value) if found else ""
 
 
 def _subject(*pairs: tuple[x509.ObjectIdentifier, str]) -> x509.Name:

@@ -24,6 +24,8 @@ NODE_TTL_S = 3600.0
 POOL_TTL_S = 24 * 3600.0
 TTL_S_MAX = 30 * 24 * 3600.0
 POOL_COUNT_MAX = 4000  # 4000 x (64 + 253 + 6) bytes of key hash and name stay below an object's 1.45 MB
+WAITING_S = 7 * 24 * 3600.0
+"""How long after its token's end a machine that had redeemed it in time may wait to be approved."""
 POOL_NAME_CHARS_MAX = NAME_CHARS_MAX - 17  # room for "-" and up to 16 digits
 
 
@@ -35,7 +37,7 @@ class JoinRefused(SecurityError):
     """A join was refused. `reason` is CamelCase for machines; `retryable` whether the same request may succeed later.
 
     Reasons: TokenInvalid (also an unknown one), TokenExpired, TokenUsed, PoolExhausted, NameNotAllowed, NameInvalid,
-    NameTaken, SiteMismatch.
+    NameTaken, RejoinNotAllowed, SiteMismatch.
     """
 
     def __init__(self, reason: str, message: str, retryable: bool = False) -> None:
@@ -60,6 +62,10 @@ class TokenRequest:
     tenant: str = DEFAULT_TENANT
     ttl_s: float | None = None
     """Seconds; 1 h for a node and 24 h for a pool unless set; at most 30 days."""
+    replace: bool = False
+    """May its node take the place of one that has joined already? Only with `node`."""
+    approval: bool = False
+    """Do its nodes wait until an operator approves each?"""
 
 
 def mint(request: TokenRequest, now: float, entropy: bytes) -> tuple[dict[str, Any], str]:
@@ -88,6 +94,9 @@ def mint(request: TokenRequest, now: float, entropy: bytes) -> tuple[dict[str, A
         "hash": _secret_hash(salt, secret),
         "used": {},
     }
+    for name, asked in (("replace", request.replace), ("approval", request.approval)):
+        if asked:
+            record[name] = True
     token = jointoken.JoinToken(token_id, secret, request.root_sha256, request.trust_domain)
     return record, token.text()
 
@@ -114,11 +123,13 @@ def redeem(
     wanted_name: str | None,
     now: float,
     taken: Container[str] = (),
+    waits: bool = False,
 ) -> tuple[dict[str, Any], NodeId]:
     """(the record to store in its place, the identity granted). Raises JoinRefused and changes nothing.
 
     csr_key_sha256: hex SHA-256 of the request's SubjectPublicKeyInfo; taken: generated names to avoid, because
-    `enrol` found them held by others. The record is returned unchanged (equal) when the same key asks again.
+    `enrol` found them held by others; waits: whoever redeems waits for an operator, also where the token does not say so.
+    The record is returned unchanged (equal) when the same key asks again.
     """
     if record.get("format") != RECORD_FORMAT:
         raise JoinRefused(
@@ -126,12 +137,14 @@ def redeem(
         )
     if not hmac.compare_digest(_secret_hash(bytes.fromhex(record["salt"]), secret), record["hash"]):
         raise unknown_token()
-    if now >= record["expires"]:
+    used: Mapping[str, str] = record["used"]
+    name = used.get(csr_key_sha256)
+    # Whoever has come in time and waits for an operator does not fail because the operator takes long.
+    late_s = WAITING_S if name is not None and (waits or record.get("approval")) else 0.0
+    if now >= record["expires"] + late_s:
         raise JoinRefused(
             "TokenExpired", "the join token has expired; make a new one with `cloudhub token create`"
         )
-    used: Mapping[str, str] = record["used"]
-    name = used.get(csr_key_sha256)
     if name is not None:
         if wanted_name not in (None, "", name):
             raise JoinRefused(
@@ -148,18 +161,29 @@ def enrol(
     node: NodeId,
     csr_key_sha256: str,
     now: float,
+    allowed: bool = False,
 ) -> dict[str, Any]:
     """The enrolment record of a node name, to be written together with the token's. Raises JoinRefused.
 
-    `existing` is the record of that name, None when it is new. A node token may replace the key of its node (a
-    machine was set up anew); a pool token never takes a name over, and no token moves a node to another site or
-    tenant, since the affinity is fixed at enrolment.
+    `existing` is the record of that name, None when it is new. Another key takes its place (a machine was set up anew)
+    only with explicit permission: the token was made for that, or the node is `allowed` to come back with a new key; all
+    certificates from before `void_before` are void then. `exact`: no certificate of this enrolment begins before `enrolled`,
+    in whole seconds. A pool token alone never takes a name over, and no token moves a
+    node to another site or tenant, since the affinity is fixed at enrolment.
     """
+    replaced = False
     if existing is not None:
         same_key = existing["key"] == csr_key_sha256
-        if not same_key and record["pool"] is not None:
+        if not same_key and record["pool"] is not None and not allowed:
             raise JoinRefused(
                 "NameTaken", f"the name {node.node!r} belongs to another machine; choose another with --name"
+            )
+        if not same_key and not record.get("replace") and not allowed:
+            raise JoinRefused(
+                "RejoinNotAllowed",
+                f"node {node.node!r} has joined already, with another key. If its machine was set up anew, make a token with"
+                f" `cloudhub token create --node {node.node} --replace`, or allow it once:"
+                f" `cloudhub node allow-rejoin {node.node}`",
             )
         if (existing["tenant"], existing["affinity"]) != (node.tenant, node.affinity):
             raise JoinRefused(
@@ -168,8 +192,10 @@ def enrol(
                 f" {existing['affinity']!r}; make the token for these, or delete the node first",
             )
         if same_key:
-            return dict(existing)
-    return {
+            # With the token that counts from now on: another one may be revoked.
+            return {**existing, "token": record["id"]}
+        replaced = True
+    made: dict[str, Any] = {
         "format": RECORD_FORMAT,
         "node": node.node,
         "tenant": node.tenant,
@@ -177,7 +203,11 @@ def enrol(
         "key": csr_key_sha256,
         "token": record["id"],
         "enrolled": now,
+        "exact": True,
     }
+    if replaced:
+        made["void_before"] = now
+    return made
 
 
 def _check(request: TokenRequest) -> float:
@@ -199,6 +229,8 @@ def _check(request: TokenRequest) -> float:
         raise TokenRequestError(str(e)) from e
     if request.node is not None and request.count != 1:
         raise TokenRequestError("count: a node token is for one machine; use a pool for more")
+    if request.replace and request.node is None:
+        raise TokenRequestError("replace: goes with a node; a pool's token takes no place of another machine")
     if not 1 <= request.count <= POOL_COUNT_MAX:
         raise TokenRequestError(f"count must be 1 to {POOL_COUNT_MAX}; make several tokens for more nodes")
     default_s = NODE_TTL_S if request.node is not None else POOL_TTL_S

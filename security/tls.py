@@ -1,10 +1,11 @@
 """TLS contexts of the hub and of clients that have their keys in memory.
 
-TLS 1.2 (boards have nothing newer) and 1.3, ECDSA only. A context is never changed once it is in use: rotation makes
+TLS 1.2 (boards have nothing newer) and 1.3, with keys of any algorithm of `security.keys`. A context is never changed once it is in use: rotation makes
 a new one for new connections, since OpenSSL can add but not remove trusted roots. Keys reach OpenSSL through a memfd
 where there is one, else through a file of mode 0600 that is gone before the function returns.
 """
 
+import calendar
 import contextlib
 import os
 import ssl
@@ -12,9 +13,20 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from security.errors import SecurityError
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
 
-CIPHERS_TLS12 = "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305"
+from security.errors import SecurityError
+from security.parsing import UNREADABLE
+
+CIPHERS_TLS12 = (
+    "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305"
+    ":ECDHE-RSA-AES128-GCM-SHA256:ECDHE-RSA-AES256-GCM-SHA384:ECDHE-RSA-CHACHA20-POLY1305"
+)
+"""Those for ECDSA serve Ed25519 as well (RFC 8422, section 5.1)."""
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+"""The words are fixed (RFC 5280's times as OpenSSL prints them), whatever the locale is."""
 
 
 class TLSError(SecurityError):
@@ -37,6 +49,20 @@ def api_server_context(
     return context
 
 
+def kubelet_server_context(cert_pem: str, key_pem: str, client_ca_pem: str | None) -> ssl.SSLContext:
+    """For the kubelet's face, whose callers others have set up: RSA is served. Those who show a certificate must have it
+    from `client_ca_pem`; None: nobody is asked for one, and tokens remain."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_RENEGOTIATION
+    if client_ca_pem is not None:
+        _load_roots(context, client_ca_pem)
+        context.verify_mode = ssl.CERT_OPTIONAL
+    _load_identity(context, cert_pem, key_pem)
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
 def replace_identity(context: ssl.SSLContext, cert_pem: str, key_pem: str) -> None:
     """New connections of a listener that cannot change its context show this certificate; the roots stay."""
     _load_identity(context, cert_pem, key_pem)
@@ -54,10 +80,46 @@ def client_context(root_pem: str, cert_pem: str | None = None, key_pem: str | No
     return context
 
 
+def foreign_client_context(
+    root_pem: str, cert_pem: str | None = None, key_pem: str | None = None
+) -> ssl.SSLContext:
+    """For servers that others have set up, as a Kubernetes API server: verified by `root_pem` and by name. RSA is served,
+    and authorities without the key identifiers of RFC 5280, as many clusters have."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION
+    _load_roots(context, root_pem)
+    if cert_pem is not None and key_pem is not None:
+        _load_identity(context, cert_pem, key_pem)
+    return context
+
+
+def mutual_client_context(root_pem: str, cert_pem: str, key_pem: str) -> ssl.SSLContext:
+    """For servers that are known by their SPIFFE ID alone, as SPIRE's: verified by `root_pem`; the caller compares the ID
+    before it says anything. Shows the given certificate."""
+    context = foreign_client_context(root_pem, cert_pem, key_pem)
+    context.check_hostname = False
+    return context
+
+
 def expires_at(peercert: Mapping[str, Any]) -> float:
     """When a certificate (the dict of `getpeercert()`) ends, unix seconds. A resumed session does not check that
     again by itself: the gateway compares it with the time at every HELLO and while connected."""
-    return float(ssl.cert_time_to_seconds(peercert["notAfter"]))
+    return certificate_time(peercert["notAfter"])
+
+
+def certificate_time(text: str) -> float:
+    """A time of the dict of `getpeercert()`, as `Nov 21 18:02:15 2026 GMT`, unix seconds: what `ssl.cert_time_to_seconds` does,
+    ten times as fast. Raises ValueError."""
+    try:
+        month, day, clock, year, zone = text.split()
+        hour, minute, second = clock.split(":")
+        if zone != "GMT":
+            raise ValueError("not in GMT")
+        date = int(year), _MONTHS.index(month) + 1, int(day), int(hour), int(minute), int(second)
+        return float(calendar.timegm(date))
+    except ValueError as wrong:
+        raise ValueError(f"{text!r} is no time of a certificate: {wrong}") from wrong
 
 
 def _server_context(cert_pem: str, key_pem: str, client_ca_pem: str, mode: ssl.VerifyMode) -> ssl.SSLContext:
@@ -66,8 +128,31 @@ def _server_context(cert_pem: str, key_pem: str, client_ca_pem: str, mode: ssl.V
     context.verify_mode = mode
     context.num_tickets = 1
     context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_RENEGOTIATION
-    _load_identity(context, cert_pem, key_pem)
+    _load_identity(context, _with_root(cert_pem, client_ca_pem), key_pem)
     return context
+
+
+def _with_root(cert_pem: str, roots_pem: str) -> str:
+    """A certificate that comes alone, with the root of `roots_pem` that issued it. Without that OpenSSL looks for the chain
+    among the context's roots in every handshake, verifies it, and sends what it has found: the same bytes, for a signature
+    more. Raises TLSError."""
+    try:
+        chain = x509.load_pem_x509_certificates(cert_pem.encode())
+        roots = x509.load_pem_x509_certificates(roots_pem.encode())
+    except UNREADABLE as e:
+        raise TLSError(f"certificate or trusted roots are no PEM certificates: {e}") from e
+    if len(chain) > 1:
+        return cert_pem
+    for root in roots:
+        # Of federated roots some are issued anew, by one that nobody else has: they are no use to a peer.
+        if root.subject != root.issuer:
+            continue
+        try:
+            chain[0].verify_directly_issued_by(root)
+        except (InvalidSignature, *UNREADABLE):
+            continue
+        return cert_pem.rstrip() + "\n" + root.public_bytes(serialization.Encoding.PEM).decode()
+    return cert_pem
 
 
 def _common(context: ssl.SSLContext, roots_pem: str) -> None:
@@ -75,6 +160,10 @@ def _common(context: ssl.SSLContext, roots_pem: str) -> None:
     context.set_ciphers(CIPHERS_TLS12)
     context.options |= ssl.OP_NO_COMPRESSION
     context.verify_flags |= ssl.VERIFY_X509_STRICT
+    _load_roots(context, roots_pem)
+
+
+def _load_roots(context: ssl.SSLContext, roots_pem: str) -> None:
     try:
         context.load_verify_locations(cadata=roots_pem)
     except (ssl.SSLError, ValueError) as e:

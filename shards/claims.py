@@ -93,7 +93,8 @@ def judge(
         return Parted(
             f"the node last followed a hub (epoch {edge.epoch} of slot {edge.slot}) that this store never knew"
         )
-    end = record.claims[at + 1].first_revision if at + 1 < len(record.claims) else head
+    # The least of all later claims, not the next one's: revisions that go down again tell of a store that went back.
+    end = min((head, *(c.first_revision for c in record.claims[at + 1 :])))
     if edge_revision > end:
         return Parted(
             f"the node has seen revision {edge_revision}, under its claim this store only reached {end}"

@@ -8,12 +8,15 @@ identity of a process, an engine's container id) in `state`, a durable map that 
 Identity of a container: (pod UID, container name, attempt). `attempt` counts up from 0 with every restart.
 """
 
+from edgelite.loop import Wait
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
     from typing import Any, Protocol
 
-    from edgelite.loop import Wait
+    Steps = Generator[Wait, bool, None]
+    Send = Callable[[int, bytes], Steps]
 
     class LogSink(Protocol):
         """Where log bytes go. `write` waits for credit and raises when the reader is gone."""
@@ -127,6 +130,45 @@ class Status:
         self.image_id = ""
 
 
+class Ends:
+    """The node's end of a stream that goes both ways: a command, a container's own streams, a connection. Made by
+    `Runtime.open_exec` and `open_attach`, and `edgelite.forwarding`.
+
+    All but `abandon` are generators. They may be woken for nothing, and then look again. What they raise
+    (RuntimeFailure, OSError) ends the stream."""
+
+    half_closes = False  # one side may end while the other goes on: a connection
+
+    def outputs(self, send: "Send") -> "list[tuple[int, Steps]]":
+        """(channel, generator that copies one output until it ends) for each; called once. `send(channel, data)` waits
+        for the reader."""
+        raise NotImplementedError
+
+    def write(self, data: bytes) -> "Steps":
+        """Takes input, all of it, waiting where it has to; what nobody reads any more is dropped."""
+        raise NotImplementedError
+
+    def end_input(self) -> "Steps":
+        """There is no more input."""
+        raise NotImplementedError
+
+    def resize(self, width: int, height: int) -> "Steps":
+        """Columns and rows of the terminal; nothing where there is none."""
+        return
+        yield
+
+    def result(self, quiet: "Callable[[], bool]") -> "Generator[Wait, bool, int]":
+        """Waits for the end, that of the outputs unless there is more; the exit code. quiet() tells whether all outputs have
+        ended, and `result` is woken then."""
+        while not quiet():
+            yield Wait(-1, 0, None)
+        return 0
+
+    def abandon(self) -> "Steps | None":
+        """Ends whatever still runs and lets go of everything, at once where it can; else the rest of it as a generator."""
+        raise NotImplementedError
+
+
 class Runtime:
     """The interface. See the module's docstring for generators, identity and durability."""
 
@@ -181,4 +223,30 @@ class Runtime:
         """Generator. Writes log bytes with `yield from out.write(chunk)` (which waits for credit and raises when the
         reader is gone). options as in the OPEN message: previous, follow, tail, since_s, timestamps, limit. Ends at the
         end of the log, or with follow when the container has ended. Raises RuntimeFailure when there is no such log."""
+        raise NotImplementedError
+
+    def open_exec(
+        self,
+        uid: str,
+        container: str,
+        argv: "list[str]",
+        stdin: bool,
+        outputs: "tuple[bool, bool]",
+        tty: bool,
+    ) -> "Generator[Wait, bool, Ends]":
+        """Generator. Starts argv as `exec` does, with its standard streams at the Ends: stdin, outputs (out, err) where
+        asked for, or all three on a terminal. Raises RuntimeFailure when it cannot be started."""
+        raise NotImplementedError
+
+    def open_attach(self, uid: str, container: str, stdin: bool) -> "Generator[Wait, bool, Ends]":
+        """Generator. The standard streams of the container itself, from now on. Raises RuntimeFailure."""
+        raise NotImplementedError
+
+    def usage(self) -> "Generator[Wait, bool, list[tuple[str, str, int, int]]]":
+        """Generator. (pod UID, container, cpu in ns since its start, memory in bytes) of every container that runs; what
+        ends meanwhile may be missing. Raises RuntimeFailure."""
+        raise NotImplementedError
+
+    def address(self, uid: str) -> "Generator[Wait, bool, str]":
+        """Generator. Where the agent reaches the pod's ports. Raises RuntimeFailure."""
         raise NotImplementedError

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from edgelite.loop import Loop, Wait
-    from edgelite.runtimes.base import Launch, LogSink, State, Status
+    from edgelite.runtimes.base import Ends, Launch, LogSink, State, Status
 
 CONTACT_S = 2.0
 START_S = 120.0
@@ -367,12 +367,56 @@ class ContainerRuntime(Runtime):
     def exec(
         self, uid: str, container: str, argv: "list[str]", timeout_s: float
     ) -> "Generator[Wait, bool, tuple[int, bytes]]":
-        c = self._newest(uid, container)
-        if c.status is not None or c.starting:
-            raise RuntimeFailure("ExecFailed", "container %s is not running" % container)
+        c = self._running(uid, container)
         if not argv:
             raise RuntimeFailure("ExecFailed", "exec needs a command")
         return (yield from container_inside.run(self._engine, c, argv, timeout_s))
+
+    def _running(self, uid: str, container: str) -> Container:
+        """Raises RuntimeFailure."""
+        c = self._newest(uid, container)
+        if c.status is not None or c.starting:
+            raise RuntimeFailure("ExecFailed", "container %s is not running" % container)
+        return c
+
+    def open_exec(
+        self,
+        uid: str,
+        container: str,
+        argv: "list[str]",
+        stdin: bool,
+        outputs: "tuple[bool, bool]",
+        tty: bool,
+    ) -> "Generator[Wait, bool, Ends]":
+        from edgelite.runtimes import container_streams  # most agents never need it
+
+        c = self._running(uid, container)
+        return (yield from container_streams.open_exec(self._engine, c, argv, stdin, outputs, tty))
+
+    def open_attach(self, uid: str, container: str, stdin: bool) -> "Generator[Wait, bool, Ends]":
+        from edgelite.runtimes import container_streams
+
+        return (yield from container_streams.open_attach(self._engine, self._running(uid, container), stdin))
+
+    def usage(self) -> "Generator[Wait, bool, list[tuple[str, str, int, int]]]":
+        found = []
+        for (uid, name), attempts in list(self._attempts.items()):
+            c = attempts[-1] if attempts else None
+            if c is None or c.status is not None or c.starting:
+                continue
+            used = yield from self._containers.usage(c.id)
+            if used is not None:
+                found.append((uid, name, *used))
+        return found
+
+    def address(self, uid: str) -> "Generator[Wait, bool, str]":
+        """Containers of one pod share no address where the network is not the host's: the first that has one."""
+        for c in [attempts[-1] for key, attempts in self._attempts.items() if key[0] == uid and attempts]:
+            if c.status is None:
+                address = yield from self._containers.address(c.id)
+                if address:
+                    return address
+        return "127.0.0.1"
 
     def logs(
         self, uid: str, container: str, options: "dict[str, Any]", out: "LogSink"

@@ -18,6 +18,8 @@ _PROFILE = (
     "the engine's default is applied; Localhost is refused; Unconfined needs the node's allow_privileged"
 )
 
+_SECRETS = "warned about with values of Secrets: the engine keeps them in files of its own, in clear"
+
 FIELDS: "dict[str, tuple[str, str]]" = {
     path: entry for path, entry in process_fields.FIELDS.items() if entry[0] == ELSEWHERE
 }
@@ -26,7 +28,7 @@ FIELDS.update(
         _C: (HONOURED, "each is a container of the engine"),
         "spec.dnsConfig": (WARNED, "the engine's resolver configuration is used, which is the host's"),
         "spec.dnsPolicy": (WARNED, "the engine's resolver configuration is used, which is the host's"),
-        "spec.enableServiceLinks": (NO_EFFECT, "there are no Services"),
+        "spec.enableServiceLinks": (ELSEWHERE, "the agent's environment of Services"),
         "spec.hostAliases[]": (HONOURED, ""),
         "spec.hostIPC": (CHECKED, _PRIVILEGED),
         "spec.hostNetwork": (
@@ -44,8 +46,8 @@ FIELDS.update(
         "spec.resourceClaims[]": (REFUSED, "there is no dynamic resource allocation at the edge"),
         "spec.resources": (WARNED, "limits of a whole pod are not enforced; set them per container"),
         "spec.runtimeClassName": (REFUSED, "the node has one runtime; select the node instead"),
-        "spec.serviceAccount": (NO_EFFECT, "there are no service account tokens at the edge"),
-        "spec.serviceAccountName": (NO_EFFECT, "there are no service account tokens at the edge"),
+        "spec.serviceAccount": (ELSEWHERE, "the hub, which requests its tokens"),
+        "spec.serviceAccountName": (ELSEWHERE, "the hub, which requests its tokens"),
         "spec.setHostnameAsFQDN": (WARNED, "the name is the short one"),
         "spec.shareProcessNamespace": (REFUSED, "every container has a process namespace of its own"),
         "spec.subdomain": (WARNED, "there is no cluster DNS"),
@@ -72,8 +74,8 @@ FIELDS.update(
         _PSC + ".windowsOptions": (REFUSED, "this is not Windows"),
         _C + ".args": (HONOURED, ""),
         _C + ".command": (HONOURED, ""),
-        _C + ".env": (HONOURED, ""),
-        _C + ".envFrom": (HONOURED, ""),
+        _C + ".env": (CHECKED, _SECRETS),
+        _C + ".envFrom": (CHECKED, _SECRETS),
         _C + ".image": (CHECKED, "required"),
         _C + ".imagePullPolicy": (HONOURED, ""),
         _C + ".name": (HONOURED, ""),
@@ -87,7 +89,7 @@ FIELDS.update(
             "cpu and memory by the engine's cgroups; others are warned about",
         ),
         _C + ".resources.requests": (HONOURED, "scheduling, and the cpu's share"),
-        _C + ".stdin": (HONOURED, "standard input stays open; nobody can attach to it yet"),
+        _C + ".stdin": (HONOURED, "standard input stays open, for whoever attaches"),
         _C + ".stdinOnce": (HONOURED, ""),
         _C + ".tty": (HONOURED, ""),
         _C + ".volumeDevices": (REFUSED, "there are no block volumes; use a hostPath of /dev"),

@@ -68,21 +68,23 @@ def _exec(
         if not found.get("Running"):
             return int(found.get("ExitCode") or 0), bytes(output)
         if data is None or clock() >= deadline:
-            yield from _kill_exec(engine, c, int(found.get("Pid") or 0))
+            yield from kill_exec(engine, c, int(found.get("Pid") or 0))
             return None, bytes(output)
         # Its output has ended: most often its end is on the way.
         yield Wait(-1, 0, min(deadline, clock() + POLL_S[min(looks, len(POLL_S) - 1)]))
         looks += 1
 
 
-def _kill_exec(engine: "Engine", c: "Container", pid: int) -> "Generator[Wait, bool, None]":
-    """The API cannot end an exec, so it is killed from outside: its pid is the host's. It is ours to kill when it shares the
-    container's pid namespace."""
+def kill_exec(engine: "Engine", c: "Container", pid: int) -> "Generator[Wait, bool, None]":
+    """The API cannot end an exec, so its session is killed from outside: its pid is the host's. It is ours to kill when it shares
+    the container's pid namespace."""
+    from edgelite.runtimes.process_inside import end_session  # seldom needed
+
     try:
         found = yield from engine.call("GET", "/containers/%s/json" % c.id)
         main = int(found["State"]["Pid"])
         if pid > 1 and os.readlink("/proc/%d/ns/pid" % pid) == os.readlink("/proc/%d/ns/pid" % main):
-            os.kill(pid, 9)
+            end_session(pid, "/proc")
     except (OSError, KeyError, TypeError, EngineRefused):
         pass  # it has ended, or the engine is on another machine or user: then it runs on until its container ends
 

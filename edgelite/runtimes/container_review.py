@@ -75,11 +75,20 @@ class _Review:
             else:
                 # As on a kubelet, a name that is wrong is waited with, for the image may be changed.
                 self.warnings.append("%s.image: %s" % (where, error))
+        self._environment(where, container)
         self._security(where + ".securityContext", container.get("securityContext") or {})
         self._ports(where, container)
         self._limits(where + ".resources", container.get("resources") or {})
         for n, mount in enumerate(container.get("volumeMounts") or []):
             self._mount("%s.volumeMounts[%d]" % (where, n), mount)
+
+    def _environment(self, where: str, container: "dict[str, Any]") -> None:
+        origins = [entry.get("valueFrom") or {} for entry in container.get("env") or []]
+        text = "%s.%s: the engine keeps values of Secrets in files of its own, in clear; a volume keeps them in memory"
+        if any(origin.get("secretKeyRef") is not None for origin in origins):
+            self.warnings.append(text % (where, "env"))
+        if any(source.get("secretRef") is not None for source in container.get("envFrom") or []):
+            self.warnings.append(text % (where, "envFrom"))
 
     def _needs_privilege(self, where: str) -> None:
         if not self._privileged:

@@ -70,20 +70,53 @@ class Stream:
         """Generator. The next bytes; b"" at the end, None when the deadline passed. Raises EngineDown; EngineRefused when
         the status is an error."""
         while not self._ready and not self._answer.done:
-            data = yield from self._receive(deadline)
-            if data is None:
+            if not (yield from self._fill(deadline)):
                 return None
-            try:
-                if data:
-                    self._ready += self._answer.feed(data)
-                else:
-                    self._answer.end()
-            except BadAnswer as error:
-                raise EngineDown("%s: %s" % (self._what, error), True) from error
-            if self._answer.status >= 400:
-                yield from self._refuse(deadline)
         found, self._ready = self._ready, b""
         return found
+
+    def _fill(self, deadline: "float | None") -> "Generator[Wait, bool, bool]":
+        """Takes what comes next; False when the deadline passed."""
+        data = yield from self._receive(deadline)
+        if data is None:
+            return False
+        try:
+            if data:
+                self._ready += self._answer.feed(data)
+            else:
+                self._answer.end()
+        except BadAnswer as error:
+            raise EngineDown("%s: %s" % (self._what, error), True) from error
+        if self._answer.status >= 400:
+            yield from self._refuse(deadline)
+        return True
+
+    def begun(self, deadline: float) -> "Generator[Wait, bool, None]":
+        """Generator. Waits for the answer's head. Raises EngineDown, EngineRefused."""
+        while not self._answer.status:
+            if not (yield from self._fill(deadline)):
+                raise EngineDown("%s: no answer in time" % self._what, True)
+
+    def write(self, data: bytes) -> "Generator[Wait, bool, bool]":
+        """Generator. Sends on a hijacked connection; False when the other side takes no more. Raises EngineDown."""
+        while data:
+            try:
+                data = data[self._sock.send(data) :]
+            except BlockingIOError:
+                yield Wait(self._sock.fileno(), POLLOUT, None)
+            except (BrokenPipeError, ConnectionResetError):
+                return False
+            except OSError as error:
+                raise EngineDown("%s: %s" % (self._what, error), True) from error
+        return True
+
+    def end_writing(self) -> None:
+        """There is no more input; output goes on."""
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:  # the engine has ended it already
+                raise EngineDown("%s: %s" % (self._what, error), True) from error
 
     def whole(self, deadline: float) -> "Generator[Wait, bool, bytes]":
         """Generator. The whole body, at most BODY_BYTES_MAX. Raises EngineDown, EngineRefused."""

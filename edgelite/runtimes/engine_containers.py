@@ -5,6 +5,7 @@ All are generators for `edgelite.loop`, and raise EngineDown and EngineRefused (
 
 from edgelite.loop import Wait
 from edgelite.loop import now as clock
+from edgelite.runtimes.base import RuntimeFailure
 from edgelite.runtimes.container_record import OWNER, Described
 from edgelite.runtimes.engine import EngineDown, EngineRefused
 from edgelite.runtimes.engine_http import filters, quote
@@ -43,6 +44,38 @@ class Containers:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise EngineDown(
                 "the engine's description of %s makes no sense: %s" % (name, error), True
+            ) from error
+
+    def address(self, name: str) -> "Generator[Wait, bool, str]":
+        """The container's own IP address, "" where it has none: in the host's network. Raises RuntimeFailure."""
+        try:
+            found = yield from self._engine.call("GET", "/containers/%s/json" % quote(name))
+            networks = (found["NetworkSettings"].get("Networks") or {}).values()
+            return next((str(n["IPAddress"]) for n in networks if n and n.get("IPAddress")), "")
+        except (EngineDown, EngineRefused, KeyError, TypeError, AttributeError) as error:
+            text = "the engine does not tell the address of the container: %s" % error
+            raise RuntimeFailure("ConnectFailed", text) from error
+
+    def usage(self, name: str) -> "Generator[Wait, bool, tuple[int, int] | None]":
+        """(cpu ns since its start, memory bytes without what the cache would give back); None when there is no such container
+        any more. Raises RuntimeFailure."""
+        query = [("stream", "false"), ("one-shot", "true")]
+        try:
+            found = yield from self._engine.call("GET", "/containers/%s/stats" % quote(name), query)
+            memory = found.get("memory_stats") or {}
+            parts = memory.get("stats") or {}
+            cache = parts.get("inactive_file") or parts.get("total_inactive_file") or 0
+            cpu = found["cpu_stats"]["cpu_usage"]["total_usage"]
+            return int(cpu), max(0, int(memory.get("usage") or 0) - int(cache))
+        except EngineRefused as error:
+            if error.status == 404:
+                return None
+            raise RuntimeFailure(
+                "Failed", "the engine does not tell what %s uses: %s" % (name, error)
+            ) from error
+        except (EngineDown, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RuntimeFailure(
+                "Failed", "the engine does not tell what %s uses: %s" % (name, error)
             ) from error
 
     def all(self, **labels: str) -> "Generator[Wait, bool, list[dict[str, Any]]]":

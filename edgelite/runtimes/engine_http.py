@@ -174,18 +174,23 @@ class Frames:
         self._raw = raw
         self._head = b""
         self._left = 0
+        self._stream = 1
 
     def feed(self, data: bytes) -> bytes:
         """The payload bytes of standard output and standard error, in the order that they came. Raises BadAnswer."""
+        return b"".join([part for _, part in self.split(data)])
+
+    def split(self, data: bytes) -> "list[tuple[int, bytes]]":
+        """As `feed`, each part with its stream: 1 for standard output, 2 for standard error. Raises BadAnswer."""
         if self._raw:
-            return data
+            return [(1, data)]
         found = []
         at = 0
         while at < len(data):
             if self._left:
                 part = data[at : at + self._left]
                 self._left -= len(part)
-                found.append(part)
+                found.append((self._stream, part))
                 at += len(part)
                 continue
             part = data[at : at + 8 - len(self._head)]
@@ -194,9 +199,10 @@ class Frames:
             if len(self._head) == 8:
                 if self._head[0] > 3 or self._head[1:4] != b"\0\0\0":
                     raise BadAnswer("the stream is not multiplexed: %r" % self._head)
+                self._stream = 2 if self._head[0] == 2 else 1
                 self._left = int.from_bytes(self._head[4:], "big")
                 self._head = b""
-        return b"".join(found)
+        return found
 
 
 def lines_of(buffer: bytearray, data: bytes, line_bytes_max: int) -> "list[bytes]":

@@ -14,16 +14,16 @@ import select
 import signal
 import time
 
-from edgelite import __version__
-from edgelite.logfiles import LOOK_S, LogFile, Reader
+from edgelite.logfiles import LOOK_S, LogFile
 from edgelite.loop import POLLIN, Wait
 from edgelite.loop import now as clock
 from edgelite.runtimes import process_pipes, process_plan, process_proc, process_review, process_spawn
-from edgelite.runtimes.base import Runtime, RuntimeFailure
+from edgelite.runtimes.base import RuntimeFailure
+from edgelite.runtimes.process_attempts import HostRuntime
 from edgelite.runtimes.process_cgroups import Cgroups
 from edgelite.runtimes.process_config import Config as Config
 from edgelite.runtimes.process_config import Host as Host
-from edgelite.runtimes.process_container import NOBODY, UNKNOWN_EXIT, Container, parse
+from edgelite.runtimes.process_container import NOBODY, UNKNOWN_EXIT, Container
 from edgelite.runtimes.process_proc import Process, Snapshot
 
 TYPE_CHECKING = False
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from typing import Any
 
-    from edgelite.runtimes.base import Launch, LogSink, State, Status
+    from edgelite.runtimes.base import Ends, Launch, State, Status
     from edgelite.runtimes.process_review import Abilities
 
 START_S = 30.0  # for the launcher's report: a mount of a dead file server must not hold a start for ever
@@ -41,12 +41,10 @@ RETRY_S = 0.03
 UNWATCHED_S = 0.5  # how often processes are looked at where there is no pidfd
 
 
-class ProcessRuntime(Runtime):
+class ProcessRuntime(HostRuntime):
     """See the module's docstring, and Runtime for the interface.
 
     state: the durable map; data_dir: the agent's, an own folder `process` is made in it; boot_id: differs after a reboot."""
-
-    name = "process"
 
     def __init__(
         self,
@@ -56,8 +54,7 @@ class ProcessRuntime(Runtime):
         config: "Config | None" = None,
         host: "Host | None" = None,
     ) -> None:
-        self._state = state
-        self._boot = boot_id
+        super().__init__(state, boot_id)
         self._config = config or Config()
         self._host = host or Host()
         directory = os.path.join(os.path.realpath(data_dir), "process")
@@ -67,12 +64,8 @@ class ProcessRuntime(Runtime):
         self._namespaces = self._host.namespaces
         if self._namespaces is None:
             self._namespaces = process_spawn.probe_namespaces(self._programs.root_dir)
-        self._attempts: "dict[tuple[str, str], list[Container]]" = {}  # newest last, at most two and one starting
-        self._active: "list[Container]" = []
         self._by_fd: "dict[int, Container]" = {}
         self._unreaped: "set[int]" = set()
-        self._unrecorded: "list[Container]" = []  # ended, and the journal could not take it yet
-        self._looked_at = 0.0
         self._epoll = select.epoll()
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_r, False)
@@ -88,9 +81,6 @@ class ProcessRuntime(Runtime):
         os.close(self._wake_r)
         os.close(self._wake_w)
         self._cgroups.close()
-
-    def facts(self) -> "dict[str, str]":
-        return {"version": "process://" + __version__}
 
     def review(self, pod: "dict[str, Any]") -> "tuple[list[str], list[str]]":
         return process_review.review(pod, self._abilities())
@@ -112,7 +102,9 @@ class ProcessRuntime(Runtime):
 
     def start(self, launch: "Launch") -> "Generator[Wait, bool, Status]":
         c = self._new(launch)
-        child = self._fork(c, launch)
+        child: process_spawn.Child = self._begin(c, launch)
+        self._watch(c, c.shim)
+        self._wake()
         try:
             report = yield from process_pipes.read_report(child.report, clock() + START_S)
             failure = process_pipes.failure(report)
@@ -129,51 +121,21 @@ class ProcessRuntime(Runtime):
         yield from self._undo(c)
         raise failure
 
-    def _new(self, launch: "Launch") -> Container:
-        uid, name = launch.pod["uid"], launch.container["name"]
-        attempts = self._attempts.get((uid, name), [])
-        if attempts and attempts[-1].status is None:
-            raise RuntimeFailure(
-                "CreateContainerError", "container %s is still running; stop it first" % name
-            )
-        if not launch.command:
-            text = "container %s needs a command: the process runtime does not use the image" % name
-            raise RuntimeFailure("CreateContainerConfigError", text)
-        directory = os.path.join(os.path.realpath(launch.pod_dir), "process", name, str(launch.attempt))
-        c = Container(uid, name, launch.attempt, os.urandom(16).hex(), directory, self._boot)
-        c.starting = True
-        return c
-
-    def _fork(self, c: Container, launch: "Launch") -> process_spawn.Child:
-        """Everything up to the shim's start. Raises RuntimeFailure, with nothing left behind."""
+    def _launch(self, c: Container, launch: "Launch") -> process_spawn.Child:
+        spec = self._prepare(c, launch)
+        self._state.put(c.key, c.record())
+        reaper = not self._cgroups.tracking
+        child = process_spawn.fork_shim(self._programs, c.launch, c.directory, c.path("log"), spec, reaper)
+        self._unreaped.add(child.pid)
         try:
-            spec = self._prepare(c, launch)
+            found = process_proc.read(child.pid, self._host.proc)
+            c.shim = (child.pid, found.start if found is not None else 0)
+            c.started_at = time.time()
             self._state.put(c.key, c.record())
-            reaper = not self._cgroups.tracking
-            child = process_spawn.fork_shim(
-                self._programs, c.launch, c.directory, c.path("log"), spec, reaper
-            )
-            self._unreaped.add(child.pid)
-            try:
-                found = process_proc.read(child.pid, self._host.proc)
-                c.shim = (child.pid, found.start if found is not None else 0)
-                c.started_at = time.time()
-                self._state.put(c.key, c.record())
-                child.release()
-            except BaseException:
-                child.close()  # the shim sees it and ends without having done anything
-                raise
-        except RuntimeFailure:
-            self._forget(c)
+            child.release()
+        except BaseException:
+            child.close()  # the shim sees it and ends without having done anything
             raise
-        except Exception as error:
-            self._forget(c)
-            text = "cannot start container %s: %s: %s" % (c.name, type(error).__name__, error)
-            raise RuntimeFailure("CreateContainerError", text) from error
-        self._attempts.setdefault((c.uid, c.name), []).append(c)
-        self._active.append(c)
-        self._watch(c, c.shim)
-        self._wake()
         return child
 
     def _prepare(self, c: Container, launch: "Launch") -> "dict[str, Any]":
@@ -184,20 +146,11 @@ class ProcessRuntime(Runtime):
             limits = process_plan.limits(launch.container, self._config.pids_max)
         except (process_review.Refused, ValueError) as error:
             raise RuntimeFailure("CreateContainerConfigError", str(error)) from error
-        _remove_tree(c.directory)
+        self._remove_tree(c.directory)
         os.makedirs(c.directory, 0o700)
         spec = process_plan.specification(launch, c.launch, c.directory, user, can, self._programs.root_dir)
         spec["cgroups"] = self._cgroups.create(c.group, limits)
         return spec
-
-    def _prune(self, c: Container) -> None:
-        """Forgets attempts before the previous one, whose log and end are kept; its working directory is not."""
-        attempts = self._attempts.get((c.uid, c.name), [])
-        for old in attempts[:-1] + [o for o in attempts[-1:] if o.attempt == c.attempt]:
-            self._forget(old)
-            attempts.remove(old)
-        for old in attempts:
-            _remove_tree(old.path("work"))
 
     def _undo(self, c: Container) -> "Generator[Wait, bool, None]":
         """After a failed start: waits until nothing of it runs, and forgets that there was an attempt."""
@@ -209,8 +162,7 @@ class ProcessRuntime(Runtime):
             yield Wait(-1, 0, clock() + RETRY_S)
         self._kill_all(c)
         self._drop(c)
-        self._attempts[(c.uid, c.name)].remove(c)
-        self._forget(c)
+        self._discard(c)
 
     def _kill_all(self, c: Container) -> None:
         """Shim included, found by marks: for starts and ends that did not go as they should."""
@@ -220,11 +172,21 @@ class ProcessRuntime(Runtime):
             process_proc.send(process, signal.SIGKILL, self._host.proc)
 
     def _forget(self, c: Container) -> None:
-        if c in self._unrecorded:
-            self._unrecorded.remove(c)
         self._cgroups.remove(c.group)
-        _remove_tree(c.directory)
-        self._state.delete(c.key)
+        super()._forget(c)
+
+    def _remove_tree(self, path: str) -> None:
+        if not os.path.lexists(path):
+            return
+        for _, directories, files, fd in os.fwalk(path, topdown=False, follow_symlinks=False):
+            for name in files:
+                os.unlink(name, dir_fd=fd)
+            for name in directories:
+                try:
+                    os.rmdir(name, dir_fd=fd)
+                except NotADirectoryError:
+                    os.unlink(name, dir_fd=fd)  # a link to a directory
+        os.rmdir(path)
 
     # Watching
 
@@ -256,12 +218,7 @@ class ProcessRuntime(Runtime):
         self._look()
         for pid in list(self._unreaped):
             self._reap(pid)
-        ended = []
-        for c in [a for attempts in self._attempts.values() for a in attempts[-1:]]:
-            if c.status is not None and not c.reported and not c.stops:
-                c.reported = True
-                ended.append(c.status)
-        return ended
+        return self._unreported()
 
     def _poll(self) -> None:
         for fd, _ in self._epoll.poll(0):
@@ -340,37 +297,6 @@ class ProcessRuntime(Runtime):
             message = "%d of its processes cannot be killed, first %d" % (len(left), left[0].pid)
         self._conclude(c, c.exited(code, reason, message, finished_at))
 
-    def _conclude(self, c: Container, status: "Status") -> None:
-        c.status = status
-        if c.log is not None:
-            c.log.look(time.time())
-            c.log = None
-        self._drop(c)
-        self._cgroups.remove(c.group)
-        self._unrecorded.append(c)
-        self._record_ends()
-
-    def _record_ends(self) -> None:
-        """Makes ends durable. While the disk is full they are kept here and tried again with the logs; an agent that
-        dies meanwhile finds them once more in what the shim wrote."""
-        for c in list(self._unrecorded):
-            try:
-                self._state.put(c.key, c.record())
-            except Exception:  # noqa: S112  (of whatever kind the journal's is)
-                continue
-            self._unrecorded.remove(c)
-
-    def _look(self) -> None:
-        """Samples and rotates the logs of what runs, once a second."""
-        if clock() - self._looked_at < LOOK_S:
-            return
-        self._record_ends()
-        self._looked_at = clock()
-        for c in self._active:
-            if c.log is None:
-                c.log = self._log(c)
-            c.log.look(time.time())
-
     def _log(self, c: Container) -> LogFile:
         """With the share of the disk that all logs may take divided among the containers."""
         config = self._config
@@ -399,8 +325,8 @@ class ProcessRuntime(Runtime):
     def _drop(self, c: Container) -> None:
         for fd in list(c.fds):
             self._unwatch(fd)
-        if c in self._active:
-            self._active.remove(c)
+        super()._drop(c)
+        self._cgroups.remove(c.group)
 
     def _wake(self) -> None:
         try:
@@ -419,15 +345,10 @@ class ProcessRuntime(Runtime):
     # Finding again
 
     def recover(self) -> "Generator[Wait, bool, list[Status]]":
-        for key, value in self._state.items():
-            c = parse(key, value)
-            self._attempts.setdefault((c.uid, c.name), []).append(c)
-        for attempts in self._attempts.values():
-            attempts.sort(key=lambda c: c.attempt)
+        unended = self._load()
         snapshot = Snapshot(self._host.proc)
-        for attempts in list(self._attempts.values()):
-            for c in [c for c in attempts if c.status is None]:
-                self._find(c)
+        for c in unended:
+            self._find(c)
         yield from self._kill_strays([c for attempts in self._attempts.values() for c in attempts], snapshot)
         while any(c.ending_at or c.work == NOBODY for c in self._active):
             self._poll()
@@ -435,10 +356,7 @@ class ProcessRuntime(Runtime):
             for c in list(self._active):
                 self._advance(c, snapshots)
             yield Wait(-1, 0, clock() + RETRY_S)
-        newest = [attempts[-1] for attempts in self._attempts.values() if attempts]
-        for c in newest:
-            c.reported = c.status is not None
-        return [c.status or c.running() for c in newest]
+        return self._found()
 
     def _kill_strays(self, known: "list[Container]", snapshot: Snapshot) -> "Generator[Wait, bool, None]":
         """Ends whatever belongs to a container that has ended: after a reboot that was none (a moved or thawed machine), its
@@ -461,33 +379,24 @@ class ProcessRuntime(Runtime):
         ours = here and process_proc.alive(c.shim[0], c.shim[1], proc)
         if ours and process_proc.marks(c.shim[0], proc)[1] == c.launch:
             self._active.append(c)
+            self._unreaped.add(
+                c.shim[0]
+            )  # our own child still, where this process was another release before
             self._watch(c, c.shim)
             if c.find_workload(proc):
                 self._watch(c, c.work)
             return
         c.shim = NOBODY  # whoever has that pid now is somebody else
         if here and c.written("pid") is None:
-            # Intended, or forked and never released: it did not begin, so there was no such attempt.
             self._kill_all(c)
-            self._attempts[(c.uid, c.name)].remove(c)
-            self._forget(c)
+            self._discard(c)  # intended, or forked and never released
             return
         if here:
             self._active.append(c)
             c.ending_at = clock()
             c.work = (-1, 0)
             return
-        self._after_reboot(c)
-
-    def _after_reboot(self, c: Container) -> None:
-        code = c.written("exit")
-        if code is None:
-            message = "the machine was restarted while it ran, so nothing recorded how it ended"
-            status = c.exited(UNKNOWN_EXIT, "ContainerStatusUnknown", message, time.time())
-        else:
-            reason = "Completed" if code == 0 else "Error"
-            status = c.exited(code, reason, "", os.stat(c.path("exit")).st_mtime)
-        self._conclude(c, status)
+        self._after_reboot(c, c.written("exit"))
 
     # Stopping
 
@@ -532,35 +441,12 @@ class ProcessRuntime(Runtime):
             if fd >= 0:
                 os.close(fd)
 
-    def _newest(self, uid: str, container: str) -> Container:
-        attempts = self._attempts.get((uid, container))
-        if not attempts:
-            raise RuntimeFailure(
-                "NotFound", "container %s of pod %s has not been started here" % (container, uid)
-            )
-        return attempts[-1]
-
-    def remove(self, uid: str) -> "Generator[Wait, bool, None]":
-        for key in [k for k in self._attempts if k[0] == uid]:
-            if self._attempts[key] and self._attempts[key][-1].status is None:
-                yield from self.stop(uid, key[1], 0.0)
-            for c in list(self._attempts[key]):
-                self._forget(c)
-                self._attempts[key].remove(c)
-                _remove_tree(os.path.dirname(c.directory))
-                _rmdir(os.path.dirname(os.path.dirname(c.directory)))
-            del self._attempts[key]
-
     # Looking inside
 
     def exec(
         self, uid: str, container: str, argv: "list[str]", timeout_s: float
     ) -> "Generator[Wait, bool, tuple[int, bytes]]":
-        c = self._newest(uid, container)
-        if c.status is not None or c.starting or c.ending_at:
-            raise RuntimeFailure("ExecFailed", "container %s is not running" % container)
-        if not argv:
-            raise RuntimeFailure("ExecFailed", "exec needs a command")
+        c = self._enterable(uid, container, argv)
         try:
             spec = process_spawn.read_spec(c.shim[0], self._host.proc)
             child = process_spawn.fork_exec(self._programs, c.launch, c.work[0], argv, spec)
@@ -582,6 +468,42 @@ class ProcessRuntime(Runtime):
             raise failure
         return code, output
 
+    def open_exec(
+        self,
+        uid: str,
+        container: str,
+        argv: "list[str]",
+        stdin: bool,
+        outputs: "tuple[bool, bool]",
+        tty: bool,
+    ) -> "Generator[Wait, bool, Ends]":
+        from edgelite.runtimes import process_inside  # most agents never need it
+
+        c = self._enterable(uid, container, argv)
+        return (
+            yield from process_inside.start(
+                self._programs, self._host, self._unreaped.add, c, argv, stdin, outputs, tty
+            )
+        )
+
+    def usage(self) -> "Generator[Wait, bool, list[tuple[str, str, int, int]]]":
+        from edgelite.runtimes import process_usage  # most agents are never asked
+
+        found, proc = [], self._host.proc
+        snapshot: "list[Snapshot]" = []
+        for (uid, name), attempts in list(self._attempts.items()):
+            c = attempts[-1] if attempts else None
+            if c is None or c.status is not None:
+                continue
+            tracked = self._cgroups.tracking and c.boot == self._boot
+            if not tracked and not snapshot:
+                snapshot.append(Snapshot(proc))  # one for all: they are many, and a moment later will do
+            members = self._members(c, list(snapshot))
+            groups = self._cgroups.paths(c.group) if tracked else []
+            found.append((uid, name, *process_usage.measure(groups, members, proc)))
+            yield Wait(-1, 0, clock())  # others have their turn
+        return found
+
     def _end_session(self, pid: int) -> None:
         """What an exec leaves in its own session ends with it."""
         try:
@@ -591,47 +513,8 @@ class ProcessRuntime(Runtime):
         self._unreaped.add(pid)
         self._reap(pid)
 
-    def logs(
-        self, uid: str, container: str, options: "dict[str, Any]", out: "LogSink"
-    ) -> "Generator[Wait, bool, None]":
-        c = self._newest(uid, container)
-        if options.get("previous"):
-            attempts = self._attempts[(uid, container)]
-            if len(attempts) < 2:
-                raise RuntimeFailure("NotFound", "container %s has no previous attempt" % container)
-            c = attempts[-2]
-        if c.log is None:
-            log = self._log(c)
-            if c.status is None:
-                c.log = log
-        else:
-            log = c.log
-        yield from Reader(log, options).stream(out, lambda: c.status is not None)
-
 
 def _crc(text: str) -> int:
     import binascii
 
     return binascii.crc32(text.encode())
-
-
-def _remove_tree(path: str) -> None:
-    """Removes a directory with what is in it, following no link; one that is not there is fine."""
-    if not os.path.lexists(path):
-        return
-    for _, directories, files, fd in os.fwalk(path, topdown=False, follow_symlinks=False):
-        for name in files:
-            os.unlink(name, dir_fd=fd)
-        for name in directories:
-            try:
-                os.rmdir(name, dir_fd=fd)
-            except NotADirectoryError:
-                os.unlink(name, dir_fd=fd)  # a link to a directory
-    os.rmdir(path)
-
-
-def _rmdir(path: str) -> None:
-    try:
-        os.rmdir(path)
-    except OSError:
-        pass  # other containers of the pod are in it

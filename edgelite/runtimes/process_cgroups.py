@@ -169,6 +169,10 @@ class Cgroups:
                 found.update(_pids(directory))
         return sorted(found)
 
+    def paths(self, group: str) -> "list[tuple[int, str]]":
+        """(version, directory) of a group, in each hierarchy."""
+        return [(h.version, os.path.join(h.base, group)) for h in self._hierarchies]
+
     def kill(self, group: str) -> None:
         """SIGKILL to all of them, at once where the kernel can."""
         for h in self._hierarchies:

@@ -3,7 +3,6 @@
 import json
 import os
 
-from edgelite.runtimes import process_proc
 from edgelite.runtimes.base import Status
 
 TYPE_CHECKING = False
@@ -113,6 +112,8 @@ class Container:
 
     def find_workload(self, proc: str) -> bool:
         """Looks up the workload of a living shim; False while the shim has not started it."""
+        from edgelite.runtimes import process_proc  # Linux alone has it
+
         pid = self.written("pid")
         if pid is None:
             return False

@@ -311,6 +311,7 @@ def main(args: "list[str]") -> None:
     namespace = spec["namespace"] != "none"
     libc = Libc() if namespace or spec["caps_drop"] or spec["no_new_privs"] else None
     if libc is not None and namespace:
+        os.umask(0o022)  # what is made on the way to a mount point is for the workload's user to pass
         if args[0] == "run":
             Surroundings(libc, spec).build()
         else:

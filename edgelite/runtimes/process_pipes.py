@@ -37,7 +37,7 @@ def attend(
                 open_output = False
                 both.unregister(child.output)
             if pid:
-                return bytes(output), _exit_code(status)
+                return bytes(output), exit_code(status)
             if clock() >= deadline:
                 return bytes(output), None
             wake = deadline if pidfd >= 0 else min(deadline, clock() + RETRY_S)
@@ -92,5 +92,5 @@ def _drain(fd: int, into: bytearray, limit: int) -> bool:
     return True
 
 
-def _exit_code(status: int) -> int:
+def exit_code(status: int) -> int:
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)

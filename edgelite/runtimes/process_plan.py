@@ -84,7 +84,7 @@ def _make_work(work: str, user: "User | None") -> None:
     os.chmod(work, 0o755)  # noqa: S103  (its parent is closed)
 
 
-def _inside(path: str, what: str) -> str:
+def inside(path: str, what: str) -> str:
     """A relative path without "." and "..". Raises RuntimeFailure."""
     parts = [p for p in path.split("/") if p not in ("", ".")]
     if ".." in parts or not parts:
@@ -99,7 +99,7 @@ def _working_dir(path: str, work: str, user: "User | None") -> str:
         return work
     if path.startswith("/"):
         return path
-    full = os.path.join(work, _inside(path, "workingDir"))
+    full = os.path.join(work, inside(path, "workingDir"))
     os.makedirs(full, exist_ok=True)
     if user is not None:
         os.chown(full, user.uid, user.gid)
@@ -112,7 +112,7 @@ def _mounts(launch: "Launch", work: str, namespace: str, can: "Abilities") -> "l
         if m.target.startswith("/"):
             target = os.path.normpath("/" + m.target.lstrip("/"))
         else:
-            target = os.path.join(work, _inside(m.target, "mountPath"))
+            target = os.path.join(work, inside(m.target, "mountPath"))
             _mount_point(m, target, namespace)
         if namespace != "none":
             found.append({"name": m.name, "source": m.source, "target": target, "read_only": m.read_only})

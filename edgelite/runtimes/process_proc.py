@@ -37,6 +37,12 @@ def read(pid: int, proc: str) -> "Process | None":
     return Process(pid, fields[0].decode(), int(fields[1]), int(fields[3]), int(fields[19]))
 
 
+def session(leader: int, proc: str) -> "list[Process]":
+    """The living processes of a session."""
+    found = [read(int(name), proc) for name in os.listdir(proc) if name.isdigit()]
+    return [p for p in found if p is not None and p.session == leader and p.state not in "ZX"]
+
+
 def alive(pid: int, start: int, proc: str) -> bool:
     """Whether this very process still runs; a zombie does not."""
     found = read(pid, proc) if pid > 0 else None

@@ -76,9 +76,14 @@ class Refused(Exception):
     """`path: what cannot be honoured and what to do`."""
 
 
-def review(pod: "dict[str, Any]", can: Abilities) -> "tuple[list[str], list[str]]":
-    """(refusals, warnings) for a Pod document."""
-    found = _Review(can)
+def review(
+    pod: "dict[str, Any]",
+    can: Abilities,
+    fields: "dict[str, tuple[str, str]]" = FIELDS,
+    system: str = "linux",
+) -> "tuple[list[str], list[str]]":
+    """(refusals, warnings) for a Pod document. fields, system: of another system than Linux that has its users and signals."""
+    found = _Review(can, fields, system)
     spec = pod["spec"]
     found.walk("spec", "spec", spec)
     found.pod(spec)
@@ -89,16 +94,18 @@ def review(pod: "dict[str, Any]", can: Abilities) -> "tuple[list[str], list[str]
 
 
 class _Review:
-    def __init__(self, can: Abilities) -> None:
+    def __init__(self, can: Abilities, fields: "dict[str, tuple[str, str]]", system: str) -> None:
         self._can = can
+        self._fields = fields
+        self._system = system
         self.refusals: "list[str]" = []
         self.warnings: "list[str]" = []
 
     def walk(self, where: str, path: str, value: "Any") -> None:
         """Applies FIELDS to a value and to what it holds. where: with indexes, for people; path: as in FIELDS."""
-        verdict, text = FIELDS.get(path, ("", ""))
+        verdict, text = self._fields.get(path, ("", ""))
         if path.endswith("[]") or not verdict:
-            if isinstance(value, dict) and any(known.startswith(path + ".") for known in FIELDS):
+            if isinstance(value, dict) and any(known.startswith(path + ".") for known in self._fields):
                 for name, inner in value.items():
                     self._field(where + "." + name, path + "." + name, inner)
                 return
@@ -113,7 +120,9 @@ class _Review:
 
     def _field(self, where: str, path: str, value: "Any") -> None:
         listed = path.replace("spec.initContainers", "spec.containers") + "[]"
-        if isinstance(value, list) and (listed in FIELDS or any(k.startswith(listed) for k in FIELDS)):
+        if isinstance(value, list) and (
+            listed in self._fields or any(k.startswith(listed) for k in self._fields)
+        ):
             for n, entry in enumerate(value):
                 self.walk("%s[%d]" % (where, n), listed, entry)
         else:
@@ -128,8 +137,8 @@ class _Review:
             self.refusals.append(
                 "spec.hostUsers: the process runtime gives pods no users of their own; leave it out"
             )
-        if (spec.get("os") or {}).get("name") not in (None, "", "linux"):
-            self.refusals.append("spec.os.name: this node runs linux")
+        if (spec.get("os") or {}).get("name") not in (None, "", self._system):
+            self.refusals.append("spec.os.name: this node runs %s" % self._system)
         for n, volume in enumerate(spec.get("volumes") or []):
             if volume.get("hostPath") is not None and not can.allow_privileged:
                 self.refusals.append("spec.volumes[%d].hostPath: %s" % (n, PRIVILEGED))
@@ -202,8 +211,10 @@ class _Review:
                 except ValueError:
                     self.refusals.append("%s.resources.limits.%s: %s is no quantity" % (where, name, value))
                 if name not in self._can.limits:
-                    text = "%s.resources.limits.%s: not enforced: this agent may not write to the cgroups of this machine"
-                    self.warnings.append(text % (where, name))
+                    why = "this agent may not write to the cgroups of this machine"
+                    if self._system != "linux":
+                        why = "this system has no limits for a group of processes"
+                    self.warnings.append("%s.resources.limits.%s: not enforced: %s" % (where, name, why))
             else:
                 self.warnings.append(
                     "%s.resources.limits.%s: not enforced by the process runtime" % (where, name)

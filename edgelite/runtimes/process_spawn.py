@@ -181,7 +181,7 @@ def fork_shim(
             if reaper:
                 _reap_orphans()
             os.chdir(directory)
-            env = {"PATH": PATH, SHIM_MARK: launch}
+            env = _environment(launch)
             argv = [programs.shell, programs.shim, programs.python, programs.launcher]
             os.execve(programs.shell, argv, env)  # noqa: S606
 
@@ -198,25 +198,60 @@ def fork_shim(
 def fork_exec(
     programs: Programs, launch: str, workload: int, argv: "list[str]", spec: "dict[str, Any]"
 ) -> Child:
-    """Forks the launcher for a command inside a running container. Raises OSError."""
+    """Forks the launcher for a command inside a running container, its output in a pipe. Raises OSError."""
     opened: "list[int]" = []
     try:
-        report_r, report_w = _pipe(opened)
         out_r, out_w = _pipe(opened)
         null = _keep(opened, os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
-        spec_fd = _keep(opened, memory_file(spec))
-
-        def begin() -> None:
-            line = [programs.python, "-I", "-S", programs.launcher, "enter", str(workload)] + argv
-            os.execve(programs.python, line, {"PATH": PATH, SHIM_MARK: launch})  # noqa: S606
-
-        pid = _fork({0: null, 1: out_w, 2: out_w, 6: report_w, 9: spec_fd}, begin, report_w)
-        opened.remove(report_r)
+        child = fork_inside(programs, launch, workload, argv, spec, (null, out_w, out_w), False)
         opened.remove(out_r)
-        return Child(pid, report_r, -1, out_r)
+        child.output = out_r
+        return child
     finally:
         for fd in opened:
             os.close(fd)
+
+
+def fork_inside(
+    programs: Programs,
+    launch: str,
+    workload: int,
+    argv: "list[str]",
+    spec: "dict[str, Any]",
+    streams: "tuple[int, int, int]",
+    tty: bool,
+) -> Child:
+    """Forks the launcher for a command inside a running container. streams: its standard streams, which the caller keeps
+    and closes; tty: they are a terminal, which becomes the one that controls it. Raises OSError."""
+    opened: "list[int]" = []
+    try:
+        report_r, report_w = _pipe(opened)
+        spec_fd = _keep(opened, memory_file(spec))
+
+        def begin() -> None:
+            if tty:
+                import termios  # in the forked child only
+
+                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            line = [programs.python, "-I", "-S", programs.launcher, "enter", str(workload)] + argv
+            os.execve(programs.python, line, _environment(launch))  # noqa: S606
+
+        plan = {0: streams[0], 1: streams[1], 2: streams[2], 6: report_w, 9: spec_fd}
+        pid = _fork(plan, begin, report_w)
+        opened.remove(report_r)
+        return Child(pid, report_r, -1, -1)
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def _environment(launch: str) -> "dict[str, str]":
+    """Of shim and launcher; the workload's own is in the specification."""
+    env = {"PATH": PATH, SHIM_MARK: launch}
+    if getattr(sys, "frozen", False):
+        # The one-file executable is its own interpreter, and so finds what it has unpacked already.
+        env.update({name: value for name, value in os.environ.items() if name.startswith("_PYI_")})
+    return env
 
 
 def _pipe(opened: "list[int]") -> "tuple[int, int]":

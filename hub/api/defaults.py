@@ -14,6 +14,7 @@ import base64
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from edgelite import devices
 from hub.api.schema import Resource
 
 Object = dict[str, Any]
@@ -229,10 +230,33 @@ def _event(obj: Object) -> None:
     obj.setdefault("type", "Normal")
 
 
+RBAC: Final = "rbac.authorization.k8s.io"
+
+
+def _role_binding(obj: Object) -> None:
+    ref = obj.setdefault("roleRef", {})
+    if not ref.get("apiGroup"):
+        ref["apiGroup"] = RBAC
+    for subject in obj.get("subjects", ()):
+        if subject.get("kind") in ("User", "Group") and not subject.get("apiGroup"):
+            subject["apiGroup"] = RBAC
+
+
+def _role(obj: Object) -> None:
+    obj.setdefault("rules", [])
+
+
 def _join_token(obj: Object) -> None:
     spec = obj.setdefault("spec", {})
     spec.setdefault("tenant", DEFAULT_TENANT)
     spec.setdefault("ttlSeconds", NODE_TOKEN_TTL_S if spec.get("node") else POOL_TOKEN_TTL_S)
+
+
+def _device(obj: Object) -> None:
+    for prop in obj.setdefault("spec", {}).get("properties", ()):
+        prop.setdefault("access", devices.READ_ONLY)
+        prop.setdefault("minIntervalSeconds", devices.INTERVAL_DEFAULT_S)
+        prop.setdefault("keep", 1)
 
 
 _BY_KIND: Final[dict[tuple[str, str], Callable[[Object], None]]] = {
@@ -244,5 +268,10 @@ _BY_KIND: Final[dict[tuple[str, str], Callable[[Object], None]]] = {
     ("apps", "Deployment"): _deployment,
     ("apps", "ReplicaSet"): _replica_set,
     ("apps", "DaemonSet"): _daemon_set,
+    (RBAC, "Role"): _role,
+    (RBAC, "ClusterRole"): _role,
+    (RBAC, "RoleBinding"): _role_binding,
+    (RBAC, "ClusterRoleBinding"): _role_binding,
     ("cloudhub.dev", "JoinToken"): _join_token,
+    ("cloudhub.dev", "Device"): _device,
 }

@@ -22,8 +22,13 @@ Object = dict[str, Any]
 VERBS: Final = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
 _SUB_VERBS: Final = {
     "log": ["get"],
+    "approval": ["get", "patch", "update"],
+    "attach": ["create", "get"],
+    "exec": ["create", "get"],
+    "portforward": ["create", "get"],
     "binding": ["create"],
     "eviction": ["create"],
+    "token": ["create"],
     "finalize": ["update"],
     "scale": ["get", "patch", "update"],
     "status": ["get", "patch", "update"],
@@ -32,6 +37,10 @@ _SUB_KINDS: Final = {
     "scale": ("autoscaling", "v1", "Scale"),
     "eviction": ("policy", "v1", "Eviction"),
     "binding": ("", "v1", "Binding"),
+    "token": ("authentication.k8s.io", "v1", "TokenRequest"),
+    "attach": ("", "v1", "PodAttachOptions"),
+    "exec": ("", "v1", "PodExecOptions"),
+    "portforward": ("", "v1", "PodPortForwardOptions"),
 }
 
 
@@ -43,7 +52,9 @@ _REVIEWS: Final = tuple(
 
 
 def _verbs(kind: Kind) -> list[str]:
-    return reviews.VERBS if kind in _REVIEWS else VERBS
+    if kind in _REVIEWS:
+        return reviews.VERBS
+    return [verb for verb in VERBS if verb != "create"] if kind.is_made_by_the_hub else VERBS
 
 
 def version_info(build: str) -> Object:

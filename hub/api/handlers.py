@@ -4,30 +4,44 @@ import asyncio
 import datetime
 import random
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import hdrs, web
 
 from hub import errors
-from hub.api import decode, logs, reviews, schema, selection
-from hub.api.auth import User
+from hub.access.authorizer import Authorizer
+from hub.access.tokens import Tokens, rfc3339
+from hub.api import connects, decode, logs, schema, selection
+from hub.api.answering import (
+    add_warnings,
+    delete_options_of,
+    document,
+    json_response,
+    success,
+    value_of,
+    view_of,
+    written_response,
+)
 from hub.api.kinds import Kind
 from hub.api.lists import Lister, ListOptions, Page, parse_options, revision_of
-from hub.api.negotiation import JSON, OBJECT, YAML, Representation, representation
-from hub.api.rendering import LIST_TAIL, View, encode, to_yaml, view
-from hub.api.requests import Target, dry_run, flag, number, parse_body, read_body
+from hub.api.negotiation import JSON, YAML
+from hub.api.reads import Reads
+from hub.api.rendering import LIST_TAIL, View, to_yaml
+from hub.api.requests import Target, dry_run, flag, number, read_body
+from hub.api.reviews import Asked, Reviews
 from hub.api.subresources import Subresources
-from hub.api.watch import WatchCache, WatchOptions, too_large
-from hub.api.writing import Writer, Written, check_patch_type, delete_options
+from hub.api.watch import Watches, WatchOptions, too_large
+from hub.api.writing import Guard, Writer, check_patch_type
 from hub.deletion import DeleteOptions
 from hub.objects import Resource, split_object_key
 from hub.registry import Registry, Stored
+from security.rbac import Request as Access
+from security.rbac import User
 
 DELETE_COLLECTION_AT_ONCE: Final = 8
-_WARNINGS_MAX: Final = 32
-_WARNING_CHARS_MAX: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,77 +55,45 @@ class Timing:
     write_s: float = 30.0
 
 
-def verb_of(request: web.BaseRequest, target: Target) -> str:
-    """The verb as authorization and metrics name it. Raises MethodNotAllowed."""
-    method, res = request.method, target.kind.res
-    if target.subresource in ("log",) and method != hdrs.METH_GET:
-        raise errors.MethodNotAllowed(res.resource, method.lower(), group=res.group)
-    if method in (hdrs.METH_GET, hdrs.METH_HEAD):
-        if target.subresource or target.name:
-            return "watch" if _watches(request.query) and not target.subresource else "get"
-        return "watch" if _watches(request.query) else "list"
-    if method == hdrs.METH_POST and (not target.name or target.subresource in ("binding", "eviction")):
-        if not target.name and res.namespaced and not target.namespace:
-            raise errors.MethodNotAllowed(res.resource, "create", group=res.group)
-        return "create"
-    if method == hdrs.METH_DELETE and not target.subresource:
-        if not target.name and res.namespaced and not target.namespace:
-            raise errors.MethodNotAllowed(res.resource, "deletecollection", group=res.group)
-        return "delete" if target.name else "deletecollection"
-    if target.name and target.subresource not in ("binding", "eviction", "log"):
-        if method == hdrs.METH_PUT:
-            return "update"
-        if method == hdrs.METH_PATCH and target.subresource != "finalize":
-            return "patch"
-    raise errors.MethodNotAllowed(res.resource, method.lower(), group=res.group)
-
-
-def _watches(query: Mapping[str, str]) -> bool:
-    return "watch" in query and (query["watch"] == "" or flag(query, "watch"))
-
-
-def json_response(body: bytes, *, status: int = 200, content_type: str = JSON) -> web.Response:
-    return web.Response(body=body, status=status, content_type=content_type)
-
-
-def add_warnings(response: web.StreamResponse, warnings: Iterable[str]) -> None:
-    """RFC 7234 Warning headers, code 299."""
-    for text in list(warnings)[:_WARNINGS_MAX]:
-        clean = "".join(c if c.isprintable() else "?" for c in text)[:_WARNING_CHARS_MAX]
-        quoted = clean.replace("\\", "\\\\").replace('"', '\\"')
-        response.headers.add("Warning", f'299 - "{quoted}"')
-
-
 class Handlers:
     """Serves every verb of every kind."""
 
     def __init__(
         self,
         registry: Registry,
-        watches: Mapping[Resource, WatchCache],
+        watches: Mapping[Resource, Watches],
         writer: Writer,
         gateway: logs.Gateway | None,
         timing: Timing,
+        *,
+        authorizer: Authorizer,
+        tokens: Tokens | None = None,
     ) -> None:
         self._registry = registry
+        self._reads = Reads(registry)
         self._watches = watches
         self._writer = writer
         self._subresources = Subresources(registry, writer)
         self._gateway = gateway
         self._timing = timing
+        self._authorizer = authorizer
+        self._tokens = tokens
+        self._reviews = Reviews(authorizer, tokens)
 
-    async def serve(self, request: web.BaseRequest, target: Target, verb: str) -> web.StreamResponse:
+    async def serve(
+        self, request: web.BaseRequest, target: Target, verb: str, user: User
+    ) -> web.StreamResponse:
         """The answer to everything but a watch and a log, which `server` runs without a time limit."""
         if verb == "get":
             return await self._get(request, target)
         if verb == "list":
             return await self._list(request, target)
         if verb == "create":
-            return await self._create(request, target)
+            return await self._create(request, target, user)
         if verb == "update":
-            return await self._update(request, target)
+            return await self._update(request, target, user)
         if verb == "patch":
-            return await self._patch(request, target)
+            return await self._patch(request, target, user)
         if verb == "delete":
             return await self._delete(request, target)
         return await self._delete_collection(request, target)
@@ -121,42 +103,70 @@ class Handlers:
     async def _get(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         kind = target.kind
         if target.subresource == "scale":
-            return self._document(
-                request, await self._subresources.get_scale(kind, target.namespace, target.name)
-            )
-        if target.subresource not in ("", "status"):
+            return document(request, await self._subresources.get_scale(kind, target.namespace, target.name))
+        if target.subresource not in ("", "status", "approval"):
             raise errors.MethodNotAllowed(kind.res.resource, "get", group=kind.res.group)
-        shown = self._view(request, kind, is_list=False)
-        stored = await self._registry.get(kind.res, target.namespace, target.name)
-        asked = revision_of(request.query.get("resourceVersion", ""))
-        if asked and asked > stored.revision:
-            current = await self._registry.store.revision()
-            if asked > current:
+        shown = view_of(request, kind, is_list=False)
+        asked = revision_of(request.query.get("resourceVersion", "")) or 0
+
+        async def read(registry: Registry) -> Stored:
+            stored = await registry.get(kind.res, target.namespace, target.name)
+            if asked > stored.revision and asked > (current := await registry.revision()):
                 raise too_large(asked, current)
-        body = shown.one(stored.raw, stored.revision, time.time())
-        return json_response(body, content_type=shown.content_type)
+            return stored
+
+        stored, warnings = await self._reads.read(read)
+        response = json_response(
+            shown.one(stored.raw, stored.revision, time.time()), content_type=shown.content_type
+        )
+        add_warnings(response, warnings)
+        return response
 
     async def _list(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
-        shown = self._view(request, target.kind, is_list=True)
+        shown = view_of(request, target.kind, is_list=True)
         options = parse_options(request.query)
         chosen = selection.parse(target.kind, target.namespace, "", request.query)
-        lister = Lister(self._registry, target.kind, chosen)
+
+        async def read(registry: Registry) -> tuple[Lister, Page]:
+            lister = Lister(registry, target.kind, chosen)
+            return lister, await lister.page(options)
+
+        (lister, first), warnings = await self._reads.read(read)
+        return await self._listed(request, shown, options, lister, first, warnings)
+
+    async def _listed(
+        self,
+        request: web.BaseRequest,
+        shown: View,
+        options: ListOptions,
+        lister: Lister,
+        first: Page,
+        warnings: Sequence[str],
+    ) -> web.StreamResponse:
         now = time.time()
-        first = await lister.page(options)
         if shown.form.media == YAML:
-            return await self._yaml_list(shown, lister, options, first)
+            return await self._yaml_list(shown, lister, options, first, warnings)
         token = first.token if options.limit else ""
         head = shown.list_head(first.revision, token, now)
         items = shown.list_items(((s.raw, s.revision) for s in first.items), now)
         if options.limit or not first.token:
-            return json_response(head + items + LIST_TAIL)
-        return await self._stream_list(request, shown, lister, first, head + items)
+            response = json_response(head + items + LIST_TAIL)
+            add_warnings(response, warnings)
+            return response
+        return await self._stream_list(request, shown, lister, first, head + items, warnings)
 
     async def _stream_list(
-        self, request: web.BaseRequest, shown: View, lister: Lister, first: Page, begun: bytes
+        self,
+        request: web.BaseRequest,
+        shown: View,
+        lister: Lister,
+        first: Page,
+        begun: bytes,
+        warnings: Sequence[str],
     ) -> web.StreamResponse:
         """A long list, page by page. Once it has begun a failure can only cut it off."""
         response = web.StreamResponse(headers={hdrs.CONTENT_TYPE: JSON})
+        add_warnings(response, warnings)
         await response.prepare(request)
         await self._send(response, begun)
         is_empty = not first.items
@@ -170,7 +180,7 @@ class Handlers:
         return response
 
     async def _yaml_list(
-        self, shown: View, lister: Lister, options: ListOptions, first: Page
+        self, shown: View, lister: Lister, options: ListOptions, first: Page, warnings: Sequence[str]
     ) -> web.StreamResponse:
         """For people: the whole list at once, so at most one page of it."""
         if first.token and not options.limit:
@@ -179,11 +189,13 @@ class Handlers:
         body = shown.list_head(first.revision, first.token, now)
         body += shown.list_items(((s.raw, s.revision) for s in first.items), now) + LIST_TAIL
         value = decode.parse_json(body)
-        return json_response(await asyncio.to_thread(to_yaml, value), content_type=YAML)
+        response = json_response(await asyncio.to_thread(to_yaml, value), content_type=YAML)
+        add_warnings(response, warnings)
+        return response
 
     async def watch(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         """A watch, until it ends or the client goes."""
-        shown = self._view(request, target.kind, is_list=False)
+        shown = view_of(request, target.kind, is_list=False)
         if shown.form.media == YAML:
             raise errors.NotAcceptable([JSON])
         chosen = selection.parse(target.kind, target.namespace, target.name, request.query)
@@ -191,9 +203,10 @@ class Handlers:
         try:
             response = web.StreamResponse(headers={hdrs.CONTENT_TYPE: JSON})
             await response.prepare(request)
-            chunks = stream.chunks(shown, time.time, time.monotonic, self._timing.bookmark_s)
-            async for chunk in chunks:
-                await self._send(response, chunk)
+            bookmark_s = self._timing.bookmark_s
+            async with aclosing(stream.chunks(shown, time.time, time.monotonic, bookmark_s)) as chunks:
+                async for chunk in chunks:
+                    await self._send(response, chunk)
             await response.write_eof()
             return response
         finally:
@@ -256,19 +269,30 @@ class Handlers:
         finally:
             await _close(chunks)
 
+    async def connect(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
+        """exec, attach or port-forward, until it ends or the client goes."""
+        pod = await connects.bound_pod(self._registry, target.namespace, target.name)
+        if self._gateway is None:
+            raise errors.ServiceUnavailable("this hub has no gateway to its nodes")
+        return await connects.serve(
+            request, self._gateway, pod, connects.asked(target.subresource, request.query)
+        )
+
     # -- writes -------------------------------------------------------------------------------------------------
 
-    async def _create(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
+    async def _create(self, request: web.BaseRequest, target: Target, user: User) -> web.StreamResponse:
         kind, query = target.kind, request.query
         is_dry = dry_run(query)
-        value = await self._value(request)
+        value = await value_of(request)
+        if target.subresource == "token":
+            return await self._token(request, target, value)
         if target.subresource == "binding":
             await self._subresources.bind(target.namespace, target.name, value, dry_run=is_dry)
-            return self._success(request, 201)
+            return success(request, 201)
         if target.subresource == "eviction":
             await self._subresources.evict(kind, target.namespace, target.name, value, dry_run=is_dry)
-            return self._success(request, 201)
-        shown = self._view(request, kind, is_list=False)
+            return success(request, 201)
+        shown = view_of(request, kind, is_list=False)
         written = await self._writer.create(
             kind,
             target.namespace,
@@ -276,20 +300,21 @@ class Handlers:
             value,
             field_validation=query.get("fieldValidation", ""),
             dry_run=is_dry,
+            guard=self._guard(user),
         )
-        return self._written(shown, written)
+        return written_response(shown, written)
 
-    async def _update(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
+    async def _update(self, request: web.BaseRequest, target: Target, user: User) -> web.StreamResponse:
         kind, query = target.kind, request.query
         is_dry = dry_run(query)
-        value = await self._value(request)
+        value = await value_of(request)
         validation = query.get("fieldValidation", "")
         if target.subresource == "scale":
             scale, warnings = await self._subresources.put_scale(
                 kind, target.namespace, target.name, value, field_validation=validation, dry_run=is_dry
             )
-            return self._document(request, scale, warnings)
-        shown = self._view(request, kind, is_list=False)
+            return document(request, scale, warnings)
+        shown = view_of(request, kind, is_list=False)
         written = await self._writer.update(
             kind,
             target.namespace,
@@ -298,10 +323,11 @@ class Handlers:
             value,
             field_validation=validation,
             dry_run=is_dry,
+            guard=self._guard(user, created_by=target),
         )
-        return self._written(shown, written)
+        return written_response(shown, written)
 
-    async def _patch(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
+    async def _patch(self, request: web.BaseRequest, target: Target, user: User) -> web.StreamResponse:
         kind, query = target.kind, request.query
         content_type = request.headers.get(hdrs.CONTENT_TYPE, "")
         check_patch_type(content_type)
@@ -317,8 +343,8 @@ class Handlers:
                 field_validation=validation,
                 dry_run=is_dry,
             )
-            return self._document(request, scale, warnings)
-        shown = self._view(request, kind, is_list=False)
+            return document(request, scale, warnings)
+        shown = view_of(request, kind, is_list=False)
         written = await self._writer.patch(
             kind,
             target.namespace,
@@ -328,20 +354,21 @@ class Handlers:
             body,
             field_validation=validation,
             dry_run=is_dry,
+            guard=self._guard(user),
         )
-        return self._written(shown, written)
+        return written_response(shown, written)
 
     async def _delete(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         kind = target.kind
-        options = await self._delete_options(request)
-        shown = self._view(request, kind, is_list=False)
+        options = await delete_options_of(request)
+        shown = view_of(request, kind, is_list=False)
         stored, is_gone = await self._writer.delete(kind, target.namespace, target.name, options)
         if is_gone and kind.res.resource != "pods":
             meta = stored.obj()["metadata"]
             details = {"name": target.name, "kind": kind.res.resource, "uid": meta["uid"]}
             if kind.res.group:
                 details["group"] = kind.res.group
-            return self._success(request, 200, details)
+            return success(request, 200, details)
         return json_response(
             shown.one(stored.raw, stored.revision, time.time()), content_type=shown.content_type
         )
@@ -349,8 +376,8 @@ class Handlers:
     async def _delete_collection(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
         """Deletes what the selectors choose, and answers with a list of it."""
         kind = target.kind
-        options = await self._delete_options(request)
-        shown = self._view(request, kind, is_list=True)
+        options = await delete_options_of(request)
+        shown = view_of(request, kind, is_list=True)
         chosen = selection.parse(kind, target.namespace, "", request.query)
         listing = parse_options(request.query)
         lister = Lister(self._registry, kind, chosen)
@@ -386,69 +413,52 @@ class Handlers:
             raise failures.exceptions[0] from None
         return [stored for task in running if (stored := task.result()) is not None]
 
-    async def review(
-        self, request: web.BaseRequest, review: schema.Resource, user: User
-    ) -> web.StreamResponse:
-        """A question of the user about itself. Raises MethodNotAllowed."""
-        if request.method != hdrs.METH_POST:
-            raise errors.MethodNotAllowed(review.plural, request.method.lower(), group=review.group)
-        value = await self._value(request)
-        found, warnings = reviews.answer(review, value, user, request.query.get("fieldValidation", ""))
-        response = self._document(request, found, warnings)
+    def _guard(self, user: User, created_by: Target | None = None) -> Guard:
+        """What is asked right before an object of this user is stored. `created_by`: of a PUT, which needs the right to create
+        as well where it does."""
+
+        async def check(kind: Kind, obj: dict[str, Any], old: dict[str, Any] | None) -> None:
+            if old is None and created_by is not None:
+                res = kind.res
+                wanted = Access(
+                    "create", res.group, res.resource, namespace=created_by.namespace, name=created_by.name
+                )
+                self._authorizer.authorize(user, wanted)
+            await self._authorizer.check_grant(user, kind.res, obj, old)
+
+        return check
+
+    async def _token(self, request: web.BaseRequest, target: Target, value: Any) -> web.StreamResponse:
+        """serviceaccounts/token. Raises ServiceUnavailable where none are issued."""
+        if self._tokens is None:
+            raise errors.ServiceUnavailable("this hub issues no tokens: it has no key for them")
+        decoded = decode.decode(schema.TOKEN_REQUEST, value)
+        warnings = decode.field_warnings(
+            schema.TOKEN_REQUEST, decoded, request.query.get("fieldValidation", "")
+        )
+        spec = decoded.object.get("spec", {})
+        token, granted = await self._tokens.issue(target.namespace, target.name, spec, time.time())
+        expires = rfc3339(granted.pop("expires"))
+        answer = {
+            **decoded.object,
+            "metadata": {"name": target.name, "namespace": target.namespace},
+            "spec": {**spec, **granted},
+            "status": {"token": token, "expirationTimestamp": expires},
+        }
+        response = document(request, answer, warnings)
         response.set_status(201)
         return response
 
-    # -- parts --------------------------------------------------------------------------------------------------
-
-    def _view(self, request: web.BaseRequest, kind: Kind, *, is_list: bool) -> View:
-        form = representation(request.headers.get(hdrs.ACCEPT, ""), is_list=is_list)
-        return view(kind, form, request.query.get("includeObject", ""))
-
-    async def _value(self, request: web.BaseRequest) -> Any:
-        content_type = request.headers.get(hdrs.CONTENT_TYPE, JSON)
-        return await parse_body(content_type, await read_body(request))
-
-    async def _delete_options(self, request: web.BaseRequest) -> DeleteOptions:
-        body = await read_body(request)
-        value = None
-        if body.strip():
-            parsed = await parse_body(request.headers.get(hdrs.CONTENT_TYPE, JSON), body)
-            value = decode.decode_as(schema.DELETE_OPTIONS, parsed, what="DeleteOptions").object
-        return delete_options(request.query, value)
-
-    def _written(self, shown: View, written: Written) -> web.Response:
-        now = time.time()
-        if written.obj is not None:
-            body = shown.created(written.obj, now)
-        else:
-            assert written.stored is not None
-            body = shown.one(written.stored.raw, written.stored.revision, now)
-        response = json_response(
-            body, status=201 if written.created else 200, content_type=shown.content_type
-        )
-        add_warnings(response, written.warnings)
-        return response
-
-    def _document(
-        self, request: web.BaseRequest, value: dict[str, Any], warnings: Iterable[str] = ()
-    ) -> web.Response:
-        """A document that has no table form."""
-        form = _plain(request)
-        body = to_yaml(value) if form.media == YAML else encode(value)
-        response = json_response(body, content_type=form.media)
-        add_warnings(response, warnings)
-        return response
-
-    def _success(
-        self, request: web.BaseRequest, status: int, details: dict[str, Any] | None = None
-    ) -> web.Response:
-        value: dict[str, Any] = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}
-        if details:
-            value["details"] = details
-        if status != 200:
-            value["code"] = status
-        response = self._document(request, value)
-        response.set_status(status)
+    async def review(self, request: web.BaseRequest, asked: Asked, user: User) -> web.StreamResponse:
+        """A question about rights or identities. Raises MethodNotAllowed."""
+        review = asked.review
+        if request.method != hdrs.METH_POST:
+            raise errors.MethodNotAllowed(review.plural, request.method.lower(), group=review.group)
+        value = await value_of(request)
+        validation = request.query.get("fieldValidation", "")
+        found, warnings = await self._reviews.answer(asked, value, user, validation, time.time())
+        response = document(request, found, warnings)
+        response.set_status(201)
         return response
 
     async def _send(self, response: web.StreamResponse, data: bytes) -> None:
@@ -458,14 +468,6 @@ class Handlers:
                 await response.write(data)
         except TimeoutError:
             raise ConnectionResetError(f"the client took no bytes for {self._timing.write_s:g} s") from None
-
-
-def _plain(request: web.BaseRequest) -> Representation:
-    try:
-        form = representation(request.headers.get(hdrs.ACCEPT, ""), is_list=False)
-    except errors.NotAcceptable:
-        return OBJECT
-    return Representation("Object", form.media)
 
 
 async def _close(chunks: AsyncIterator[bytes]) -> None:

@@ -15,13 +15,24 @@ Object = dict[str, Any]
 SUBRESOURCES: Final[dict[objects.Resource, tuple[str, ...]]] = {
     objects.NAMESPACES: ("status", "finalize"),
     objects.NODES: ("status",),
-    objects.PODS: ("status", "log", "binding", "eviction"),
+    objects.PODS: ("status", "log", "binding", "eviction", "exec", "attach", "portforward"),
     objects.DEPLOYMENTS: ("status", "scale"),
     objects.REPLICASETS: ("status", "scale"),
     objects.DAEMONSETS: ("status",),
+    objects.SERVICEACCOUNTS: ("token",),
+    objects.CERTIFICATESIGNINGREQUESTS: ("status", "approval"),
+    objects.DEVICES: ("status",),
 }
 _WITH_GENERATION: Final = frozenset(
-    (objects.PODS, objects.DEPLOYMENTS, objects.REPLICASETS, objects.DAEMONSETS, objects.JOINTOKENS)
+    (
+        objects.PODS,
+        objects.DEPLOYMENTS,
+        objects.REPLICASETS,
+        objects.DAEMONSETS,
+        objects.POLICIES,
+        objects.JOINTOKENS,
+        objects.DEVICES,
+    )
 )
 _CREATED_BY_UPDATE: Final = frozenset((objects.LEASES, objects.EVENTS))
 
@@ -43,6 +54,11 @@ class Kind:
     def created_by_update(self) -> bool:
         """Does a PUT of a name that does not exist create it, as in Kubernetes?"""
         return self.res in _CREATED_BY_UPDATE
+
+    @property
+    def is_made_by_the_hub(self) -> bool:
+        """Do clients read, decide and delete its objects, and never create them?"""
+        return self.res == objects.CERTIFICATESIGNINGREQUESTS
 
     @property
     def has_status(self) -> bool:

@@ -52,7 +52,7 @@ def parse_token(text: str) -> Token:
         if token.v == 1 and token.rv > 0:
             return token
         raise ValueError("of another version")
-    except (ValueError, binascii.Error, msgspec.DecodeError) as bad:
+    except (ValueError, binascii.Error, msgspec.DecodeError, RecursionError) as bad:
         raise errors.BadRequest(f"continue key is not valid: {bad}") from bad
 
 
@@ -216,7 +216,7 @@ class Lister:
         res, selection = self._kind.res, self._selection
         if options.revision is not None:
             return await self._one_at(options)
-        revision = await self._registry.store.revision()
+        revision = await self._registry.revision()
         if options.not_older is not None and revision < options.not_older:
             raise too_large(options.not_older, revision)
         stored = await self._registry.find(res, self._namespace or "", selection.name)

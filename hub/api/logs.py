@@ -3,13 +3,16 @@
 Source: the Kubernetes API reference, "read log of the specified Pod".
 """
 
+import asyncio
+import contextlib
 import datetime
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, Final, Protocol
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import Any, Final, Protocol, cast
 
 from hub import errors, objects
 from hub.api.kinds import Object
 from hub.api.requests import flag, number, timestamp
+from hub.duplex import DuplexStream
 from hub.registry import Registry
 
 QUERY: Final = frozenset(
@@ -28,12 +31,22 @@ QUERY: Final = frozenset(
     )
 )
 
+MOVING_S: Final = 10.0
+"""How long a log waits for a node that is Ready and served by nobody at this moment, as its slot is being handed over: as
+long as the node's HELLO waits for an owner."""
+RETRY_S: Final = 0.2
+
 
 class Gateway(Protocol):
-    """Where logs come from: `hub.gateway`. `options` are those of the OPEN message, without its credit."""
+    """Where logs and streams come from: `hub.gateway`, or `hub.relaying` for any node of the fleet. `options` and
+    `body` are those of the OPEN message, without its credit."""
 
     def open_log(self, node: str, options: dict[str, Any]) -> AsyncIterator[bytes]:
         """The log's bytes. Raises ApiError from the iterator; closing it ends the stream at the node."""
+        ...
+
+    async def open_stream(self, node: str, body: Mapping[str, Any]) -> DuplexStream:
+        """exec, attach or portforward. Raises ApiError."""
         ...
 
 
@@ -99,7 +112,35 @@ async def open_log(
         return _nothing()
     if gateway is None:
         raise errors.ServiceUnavailable("this hub has no gateway to its nodes")
-    return gateway.open_log(node, {**wanted, "pod": pod["metadata"]["uid"], "container": chosen})
+    said = {**wanted, "pod": pod["metadata"]["uid"], "container": chosen}
+    return _read(registry, gateway, node, said)
+
+
+async def _read(
+    registry: Registry, gateway: Gateway, node: str, said: dict[str, Any]
+) -> AsyncIterator[bytes]:
+    """The log; begun again for at most MOVING_S while its node is on its way from one replica to another."""
+    loop = asyncio.get_running_loop()
+    deadline, begun = loop.time() + MOVING_S, False
+    while True:
+        try:
+            # Every implementation is a generator.
+            opened = cast(AsyncGenerator[bytes, None], gateway.open_log(node, said))
+            async with contextlib.aclosing(opened) as chunks:
+                async for chunk in chunks:
+                    begun = True
+                    yield chunk
+                return
+        except errors.ServiceUnavailable:
+            if begun or loop.time() >= deadline or not await _is_ready(registry, node):
+                raise
+        await asyncio.sleep(RETRY_S)
+
+
+async def _is_ready(registry: Registry, node: str) -> bool:
+    stored = await registry.find(objects.NODES, "", node)
+    conditions = (stored.obj().get("status") or {}).get("conditions") or () if stored is not None else ()
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
 
 async def _nothing() -> AsyncIterator[bytes]:

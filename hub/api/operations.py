@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from hub.api import patch, schema
 from hub.api.kinds import kinds
-from hub.api.schema import BINDING, DELETE_OPTIONS, META, REVIEWS, SCALE, Resource
+from hub.api.schema import BINDING, DELETE_OPTIONS, META, REVIEWS, SCALE, TOKEN_REQUEST, Resource
 
 STATUS: Final = META + "Status"
 PATCH_BODY: Final = META + "Patch"
@@ -107,13 +107,14 @@ def _gvk(resource: Resource) -> dict[str, str]:
 def operations() -> Iterator[Operation]:
     """Every operation of every resource that is served."""
     for served in kinds().values():
-        yield from _of_resource(served.schema)
+        yield from _of_resource(served.schema, served.is_made_by_the_hub)
     for r in REVIEWS:
-        path, kind = f"{root(r)}/{r.plural}", r.definition
-        yield Operation(path, "post", "post", r, _gvk(r), (*_WRITE, _PRETTY), kind, kind)
+        path, kind = f"{root(r)}{'/namespaces/{namespace}' if r.namespaced else ''}/{r.plural}", r.definition
+        scope = (_NAMESPACE,) if r.namespaced else ()
+        yield Operation(path, "post", "post", r, _gvk(r), (*scope, *_WRITE, _PRETTY), kind, kind)
 
 
-def _of_resource(r: Resource) -> Iterator[Operation]:
+def _of_resource(r: Resource, made_by_the_hub: bool) -> Iterator[Operation]:
     scope = (_NAMESPACE,) if r.namespaced else ()
     collection = root(r) + ("/namespaces/{namespace}/" if r.namespaced else "/") + r.plural
     gvk, kind, kinds = _gvk(r), r.definition, r.definition + "List"
@@ -122,7 +123,8 @@ def _of_resource(r: Resource) -> Iterator[Operation]:
         yield Operation(path, "get", "list", r, gvk, (*_LIST, _PRETTY), "", kinds, produces=WATCH_TYPES)
     listing = (*scope, *_LIST, _PRETTY)
     yield Operation(collection, "get", "list", r, gvk, listing, "", kinds, produces=WATCH_TYPES)
-    yield Operation(collection, "post", "post", r, gvk, (*scope, *_WRITE, _PRETTY), kind, kind)
+    if not made_by_the_hub:
+        yield Operation(collection, "post", "post", r, gvk, (*scope, *_WRITE, _PRETTY), kind, kind)
     many = (*scope, *_LIST, *_DELETE, _PRETTY)
     yield Operation(
         collection, "delete", "deletecollection", r, gvk, many, DELETE_OPTIONS, STATUS, suffix="Collection"
@@ -156,8 +158,8 @@ def _of_item(r: Resource, path: str, gvk: dict[str, str], kind: str, suffix: str
 
 def _of_subresource(r: Resource, path: str, sub: str, gvk: dict[str, str]) -> Iterator[Operation]:
     scope = (_NAME, _NAMESPACE) if r.namespaced else (_NAME,)
-    if sub == "status":
-        yield from _of_item(r, path, gvk, r.definition, "Status")
+    if sub in ("status", "approval"):
+        yield from _of_item(r, path, gvk, r.definition, sub.capitalize())
     elif sub == "scale":
         scale = {"group": "autoscaling", "kind": "Scale", "version": "v1"}
         yield from _of_item(r, path, scale, SCALE, "Scale")
@@ -165,6 +167,9 @@ def _of_subresource(r: Resource, path: str, sub: str, gvk: dict[str, str]) -> It
         binding = {"group": "", "kind": "Binding", "version": "v1"}
         parameters = (*scope, *_WRITE, _PRETTY)
         yield Operation(path, "post", "post", r, binding, parameters, BINDING, BINDING, suffix="Binding")
+    elif sub == "token":
+        parameters, kind = (*scope, *_WRITE, _PRETTY), TOKEN_REQUEST.definition
+        yield Operation(path, "post", "post", r, _gvk(TOKEN_REQUEST), parameters, kind, kind, suffix="Token")
     elif sub == "log":
         parameters = (*scope, *_LOG, _PRETTY)
         yield Operation(

@@ -240,7 +240,8 @@ class _Walk:
                 self.put(out, field, self.value(field, wire, begin, end, depth))
         for number, field in known.items():
             if number not in seen and not field.is_pointer and not field.is_repeated:
-                self.put(out, field, self.zero(field, depth))
+                # Go has no bytes there, which is null in JSON, and not empty ones.
+                self.put(out, field, None if field.type == "bytes" else self.zero(field, depth))
         return out
 
     def put(self, out: dict[str, Any], field: Field, value: Any) -> None:

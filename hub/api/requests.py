@@ -23,6 +23,18 @@ _TRUE: Final = ("1", "t", "T", "true", "TRUE", "True")
 _FALSE: Final = ("0", "f", "F", "false", "FALSE", "False", "")
 
 
+@dataclass(slots=True)
+class KeptBody:
+    """A request's body, kept for the audit log."""
+
+    data: bytes = b""
+    content_type: str = ""
+
+
+KEEP_BODY: Final = web.RequestKey("keep_body", KeptBody)
+"""Where a request has what is to hold its body; only where the audit log wants it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """A resource path. `namespace` and `name` are "" where the path has none."""
@@ -133,17 +145,32 @@ async def read_body(request: web.BaseRequest, *, limit: int = BODY_BYTES_MAX) ->
     compressed."""
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise errors.UnsupportedMediaType(["an uncompressed body"])
-    too_large = errors.TooLarge(f"limit is {limit} bytes")
     if (request.content_length or 0) > limit:
-        raise too_large
+        raise _too_large(limit)
+    if request.content.is_eof():
+        body = request.content.read_nowait()  # it came with its head, as nearly all do
+        if len(body) > limit:
+            raise _too_large(limit)
+    else:
+        body = await _read_chunks(request, limit)
+    if (kept := request.get(KEEP_BODY)) is not None:
+        kept.data, kept.content_type = body, request.headers.get("Content-Type", "")
+    return body
+
+
+async def _read_chunks(request: web.BaseRequest, limit: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.content.iter_any():
         size += len(chunk)
         if size > limit:
-            raise too_large
+            raise _too_large(limit)
         chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_large(limit: int) -> errors.TooLarge:
+    return errors.TooLarge(f"limit is {limit} bytes")
 
 
 async def parse_body(content_type: str, body: bytes) -> Any:

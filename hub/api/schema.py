@@ -25,6 +25,7 @@ KUBERNETES_VERSION: Final = f"v{KUBERNETES_MINOR}.0"
 _CORE: Final = "io.k8s.api.core.v1."
 _APPS: Final = "io.k8s.api.apps.v1."
 META: Final = "io.k8s.apimachinery.pkg.apis.meta.v1."
+_RBAC: Final = "io.k8s.api.rbac.v1."
 _OWN: Final = "dev.cloudhub.v1alpha1."
 
 QUANTITY: Final = "io.k8s.apimachinery.pkg.api.resource.Quantity"
@@ -85,6 +86,16 @@ def _apps(plural: str, kind: str, short: str, *subresources: str) -> Resource:
     )
 
 
+def _admission(plural: str, kind: str) -> Resource:
+    definition = "io.k8s.api.admissionregistration.v1." + kind
+    return Resource("admissionregistration.k8s.io", "v1", plural, kind, kind.lower(), False, definition)
+
+
+def _rbac(kind: str, namespaced: bool) -> Resource:
+    plural = kind.lower() + "s"
+    return Resource("rbac.authorization.k8s.io", "v1", plural, kind, kind.lower(), namespaced, _RBAC + kind)
+
+
 RESOURCES: Final[tuple[Resource, ...]] = (
     _core("namespaces", "Namespace", False, "ns", "status"),
     _core("nodes", "Node", False, "no", "status"),
@@ -92,6 +103,7 @@ RESOURCES: Final[tuple[Resource, ...]] = (
     _core("configmaps", "ConfigMap", True, "cm"),
     _core("secrets", "Secret", True, ""),
     _core("events", "Event", True, "ev"),
+    _core("serviceaccounts", "ServiceAccount", True, "sa", "token"),
     Resource("events.k8s.io", "v1", "events", "Event", "event", True, "io.k8s.api.events.v1.Event", ("ev",)),
     Resource(
         "coordination.k8s.io", "v1", "leases", "Lease", "lease", True, "io.k8s.api.coordination.v1.Lease"
@@ -99,21 +111,59 @@ RESOURCES: Final[tuple[Resource, ...]] = (
     _apps("deployments", "Deployment", "deploy", "status", "scale"),
     _apps("replicasets", "ReplicaSet", "rs", "status", "scale"),
     _apps("daemonsets", "DaemonSet", "ds", "status"),
+    _admission("validatingadmissionpolicies", "ValidatingAdmissionPolicy"),
+    _admission("validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding"),
+    _rbac("Role", True),
+    _rbac("RoleBinding", True),
+    _rbac("ClusterRole", False),
+    _rbac("ClusterRoleBinding", False),
+    Resource(
+        "certificates.k8s.io",
+        "v1",
+        "certificatesigningrequests",
+        "CertificateSigningRequest",
+        "certificatesigningrequest",
+        False,
+        "io.k8s.api.certificates.v1.CertificateSigningRequest",
+        ("csr",),
+        (),
+        ("status", "approval"),
+    ),
     Resource(own_types.GROUP, "v1alpha1", "jointokens", "JoinToken", "jointoken", False, _OWN + "JoinToken"),
+    Resource(
+        own_types.GROUP, "v1alpha1", "revocations", "Revocation", "revocation", False, _OWN + "Revocation"
+    ),
+    Resource(
+        own_types.GROUP,
+        "v1alpha1",
+        "devices",
+        "Device",
+        "device",
+        True,
+        _OWN + "Device",
+        ("dev",),
+        (),
+        ("status",),
+    ),
 )
 
 
-def _review(group: str, kind: str) -> Resource:
+def _review(group: str, kind: str, namespaced: bool = False) -> Resource:
     definition = f"io.k8s.api.{group.partition('.')[0]}.v1.{kind}"
-    return Resource(group, "v1", kind.lower() + "s", kind, kind.lower(), False, definition)
+    return Resource(group, "v1", kind.lower() + "s", kind, kind.lower(), namespaced, definition)
 
 
 REVIEWS: Final[tuple[Resource, ...]] = (
     _review("authentication.k8s.io", "SelfSubjectReview"),
     _review("authorization.k8s.io", "SelfSubjectAccessReview"),
     _review("authorization.k8s.io", "SelfSubjectRulesReview"),
+    _review("authorization.k8s.io", "SubjectAccessReview"),
+    _review("authorization.k8s.io", "LocalSubjectAccessReview", namespaced=True),
+    _review("authentication.k8s.io", "TokenReview"),
 )
-"""Questions about the asker: created and answered, never stored."""
+"""Questions about who may do what, and about whose a token is: created and answered, never stored."""
+TOKEN_REQUEST: Final = _review("authentication.k8s.io", "TokenRequest")
+"""serviceaccounts/token: created and answered, never stored."""
 
 BINDING: Final = _CORE + "Binding"
 DELETE_OPTIONS: Final = META + "DeleteOptions"
@@ -123,6 +173,7 @@ _EXTRA_ROOTS: Final = (
     SCALE,
     DELETE_OPTIONS,
     *(r.definition for r in REVIEWS),
+    TOKEN_REQUEST.definition,
     *(
         META + kind
         for kind in ("Status", "WatchEvent", "Patch", "APIGroup", "APIGroupList", "APIResourceList")
@@ -153,7 +204,8 @@ def resource_of(api_version: str, kind: str) -> Resource | None:
 class Node:
     """The type of one field, list element or map value.
 
-    kind: struct, map, list, string, int32, int64, number, bool, bytes, quantity, int-or-string, time, microtime, any.
+    kind: struct, map, list, string, int32, int64, number, bool, bytes, quantity, int-or-string, time, microtime, any (an
+    object of any fields), value (any JSON).
     ref: a struct's definition. elem: of a map or list. merge_key, merge, retain: the strategic merge patch's rules.
     """
 
@@ -181,6 +233,7 @@ class Node:
             "time": "v1.Time",
             "microtime": "v1.MicroTime",
             "any": "map[string]interface {}",
+            "value": "interface {}",
         }.get(self.kind, self.kind)
 
     def _elem_go_type(self) -> str:
@@ -269,6 +322,8 @@ class _Compiler:
             name = schema["$ref"].rpartition("/")[2]
             special = _SPECIAL.get(name)
             return (special, "", None) if special else ("struct", name, None)
+        if schema.get("x-kubernetes-preserve-unknown-fields") and "type" not in schema:
+            return "value", "", None
         declared = _single_type(schema)
         if declared == "array":
             return "list", "", self.node(schema["items"])

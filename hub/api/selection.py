@@ -72,6 +72,15 @@ def _fields(entry: Selectable) -> Mapping[str, Any]:
     return found
 
 
+def exact_name(kind: Kind, query: Mapping[str, str]) -> str:
+    """The one object that a list is restricted to, "" when it is not: what a rule with resourceNames may allow. By the same
+    parse as the list itself: what is read otherwise there would let a request pass for one of that object."""
+    try:
+        return parse_fields(kind.schema, query.get("fieldSelector", "")).exact("metadata.name") or ""
+    except errors.BadRequest:
+        return ""  # refused later, when it is known that the request may be made
+
+
 def parse(kind: Kind, namespace: str, name: str, query: Mapping[str, str]) -> Selection:
     """From the query parameters labelSelector and fieldSelector. Raises BadRequest."""
     labels = parse_labels(query.get("labelSelector", ""))

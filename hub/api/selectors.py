@@ -291,6 +291,7 @@ _FIELDS: Final[dict[tuple[str, str], dict[str, Getter]]] = {
         **{f"regarding.{p}": _involved(p) for p in ("kind", "namespace", "name", "uid", "apiVersion")},
         "reportingController": _EVENT_FIELDS["reportingComponent"],
     },
+    ("certificates.k8s.io", "certificatesigningrequests"): {"spec.signerName": _path("spec.signerName")},
     ("apps", "replicasets"): {"status.replicas": lambda obj: _path("status.replicas")(obj) or "0"},
 }
 _META_FIELDS: Final[dict[str, Getter]] = {

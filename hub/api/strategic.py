@@ -56,7 +56,7 @@ def merge_object(original: Object, patch: Object, node: Node | None) -> Object:
                 raise BadPatch("invalid patch format of primitive list")
             if isinstance(out.get(name), list):
                 gone = {_key(item, "") for item in value}
-                out[name] = [item for item in out[name] if item not in gone]
+                out[name] = [item for item in out[name] if _key(item, "") not in gone]
     for key, value in patch.items():
         if key.startswith(_ORDER):
             name = key[len(_ORDER) :]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from hub import errors, objects
+from hub import errors, objects, tracecontext
 from hub.api import decode, schema, validation
 from hub.api.kinds import Kind, Object
 from hub.api.patch import apply_patch
@@ -105,6 +105,7 @@ class Subresources:
             obj["spec"]["replicas"] = replicas
             obj["metadata"]["generation"] = obj["metadata"].get("generation", 0) + 1
             if not dry_run:
+                tracecontext.stamp(obj)
                 obj = (await self._registry.replace(kind.res, stored, obj)).obj()
         return scale_of(kind, obj)
 

@@ -13,6 +13,7 @@ from hub.api import pod_status
 from hub.api.ages import human_duration, unix
 from hub.api.schema import Resource
 from hub.errors import BadRequest
+from security.revocation import KINDS
 
 Object = dict[str, Any]
 INCLUDE: Final = ("None", "Metadata", "Object")
@@ -278,6 +279,68 @@ def _lease(obj: Object, now: float) -> list[Any]:
     return [_name(obj), obj.get("spec", {}).get("holderIdentity", ""), _age(obj, now)]
 
 
+def _role(obj: Object, now: float) -> list[Any]:
+    # As in Kubernetes: the one table that shows the time itself.
+    return [_name(obj), obj.get("metadata", {}).get("creationTimestamp", "")]
+
+
+def _binding(obj: Object, now: float) -> list[Any]:
+    ref, subjects = obj.get("roleRef", {}), obj.get("subjects", [])
+    kinds = ("User", "Group", "ServiceAccount")
+    named: dict[str, list[str]] = {kind: [] for kind in kinds}
+    for subject in subjects:
+        if subject.get("kind") in named:
+            at = f"{subject.get('namespace', '')}/" if subject["kind"] == "ServiceAccount" else ""
+            named[subject["kind"]].append(at + subject.get("name", ""))
+    role = f"{ref.get('kind', '')}/{ref.get('name', '')}"
+    return [_name(obj), role, _age(obj, now), *(", ".join(named[kind]) for kind in kinds)]
+
+
+_BINDING: Final = View(
+    (
+        _C_NAME,
+        _str("Role", "What it gives."),
+        _C_AGE,
+        _str("Users", "Users that it means.", 1),
+        _str("Groups", "Groups that it means.", 1),
+        _str("ServiceAccounts", "Service accounts that it means.", 1),
+    ),
+    _binding,
+)
+_ROLE: Final = View((_C_NAME, _str("Created At", "When it was made.")), _role)
+
+
+def _service_account(obj: Object, now: float) -> list[Any]:
+    return [_name(obj), len(obj.get("secrets", [])), _age(obj, now)]
+
+
+def _revocation(obj: Object, now: float) -> list[Any]:
+    spec = obj.get("spec", {})
+    kind = next((kind for kind in KINDS if spec.get(kind)), "")
+    return [_name(obj), kind, spec.get(kind, ""), spec.get("reason", ""), _age(obj, now)]
+
+
+def _device(obj: Object, now: float) -> list[Any]:
+    spec, status = obj.get("spec", {}), obj.get("status", {})
+    accepted: Object = next((c for c in status.get("conditions", []) if c.get("type") == "Accepted"), {})
+    reports = status.get("reported", {})
+    latest = max((r.get("time", "") for r in reports.values()), default="")
+    shown = ", ".join(f"{name}={_brief(r.get('value'))}" for name, r in sorted(reports.items())[:8])
+    return [
+        _name(obj),
+        spec.get("nodeName", ""),
+        accepted.get("status", _UNKNOWN),
+        _since(latest, now) if latest else _NONE,
+        _age(obj, now),
+        shown or _NONE,
+    ]
+
+
+def _brief(value: Any) -> str:
+    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+    return text if len(text) <= 32 else text[:29] + "..."
+
+
 def _join_token(obj: Object, now: float) -> list[Any]:
     spec, status = obj.get("spec", {}), obj.get("status", {})
     target = f"node/{spec['node']}" if spec.get("node") else f"pool/{spec.get('pool', '')}"
@@ -288,6 +351,36 @@ def _join_token(obj: Object, now: float) -> list[Any]:
         left = human_duration(end - now) if end > now else "expired"
     used = f"{status.get('redeemed', 0)}/{spec.get('count', 1)}"
     return [_name(obj), target, used, left, _age(obj, now), spec.get("site") or _NONE, spec.get("tenant", "")]
+
+
+def _signing_request(obj: Object, now: float) -> list[Any]:
+    spec, status = obj.get("spec", {}), obj.get("status", {})
+    seconds = spec.get("expirationSeconds")
+    decided = {c.get("type") for c in status.get("conditions", [])}
+    condition = [verdict for verdict in ("Approved", "Denied", "Failed") if verdict in decided] or ["Pending"]
+    if status.get("certificate"):
+        condition.append("Issued")
+    return [
+        _name(obj),
+        _age(obj, now),
+        spec.get("signerName", ""),
+        spec.get("username", ""),
+        _NONE if seconds is None else human_duration(seconds),
+        ",".join(condition),
+    ]
+
+
+_SIGNING_REQUEST: Final = View(
+    (
+        _C_NAME,
+        _C_AGE,
+        _str("SignerName", "Who is to sign it."),
+        _str("Requestor", "Who asks."),
+        _str("RequestedDuration", "How long the certificate is to last."),
+        _str("Condition", "What was decided, and whether it was issued."),
+    ),
+    _signing_request,
+)
 
 
 def _event(obj: Object, now: float) -> list[Any]:
@@ -343,6 +436,14 @@ _VIEWS: Final[dict[str, View]] = {
     ),
     "Namespace": View((_C_NAME, _str("Status", "Active or Terminating."), _C_AGE), _namespace),
     "Lease": View((_C_NAME, _str("Holder", "Who holds it."), _C_AGE), _lease),
+    "Role": _ROLE,
+    "ClusterRole": _ROLE,
+    "RoleBinding": _BINDING,
+    "ClusterRoleBinding": _BINDING,
+    "ServiceAccount": View(
+        (_C_NAME, _int("Secrets", "The number of secrets that it names."), _C_AGE), _service_account
+    ),
+    "CertificateSigningRequest": _SIGNING_REQUEST,
     "JoinToken": View(
         (
             _C_NAME,
@@ -354,6 +455,27 @@ _VIEWS: Final[dict[str, View]] = {
             _str("Tenant", "The tenant of the nodes.", 1),
         ),
         _join_token,
+    ),
+    "Revocation": View(
+        (
+            _C_NAME,
+            _str("Of", "What is refused: node, token or serial."),
+            _str("Value", "Which one."),
+            _str("Reason", "Why."),
+            _C_AGE,
+        ),
+        _revocation,
+    ),
+    "Device": View(
+        (
+            _C_NAME,
+            _str("Node", "The node that it belongs to."),
+            _str("Accepted", "Whether the node follows the spec."),
+            _str("Reported", "How long ago something was reported last."),
+            _C_AGE,
+            _str("Values", "The latest values.", 1),
+        ),
+        _device,
     ),
 }
 _PLAIN: Final = View((_C_NAME, _C_AGE), lambda obj, now: [_name(obj), _age(obj, now)])

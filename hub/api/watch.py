@@ -1,6 +1,6 @@
-"""Watches, served from the shared informer.
+"""Watches, served from the kind's feed: what exists is listed from the store, changes are streamed from there.
 
-One `WatchCache` per kind turns informer deltas into `Change`s, each shared by all its watchers, and so are the bytes
+One `Watches` per kind turns the feed's deltas into `Change`s, each shared by all its watchers, and so are the bytes
 of each representation. A watcher's queue is bounded in events and bytes: when it is full the watch ends, and its
 client comes back from the last resourceVersion that it saw, or lists again. So a slow client holds a bounded amount.
 
@@ -8,9 +8,9 @@ Source: the Kubernetes API concepts, "Efficient detection of changes", "Watch bo
 """
 
 import asyncio
-import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,16 +19,17 @@ from hub.api.kinds import Kind
 from hub.api.rendering import View, encode
 from hub.api.selection import Selection
 from hub.cache import Entry
-from hub.informer import Delta, Informer
-from hub.store.base import Compacted, FutureRevision, Store, Unavailable, prefix_end
-
-log = logging.getLogger(__name__)
+from hub.feed import Feed
+from hub.mirror import Delta
+from hub.outage import Outage
+from hub.registry import Listing, Registry
 
 QUEUE_EVENTS_MAX: Final = 4096
 QUEUE_BYTES_MAX: Final = 16 * 1024 * 1024
 CHUNK_BYTES: Final = 64 * 1024
 FRESH_WAIT_S: Final = 3.0
-"""How long a watch waits for the cache to reach its resourceVersion, as in Kubernetes."""
+"""How long a watch waits for the store to reach its resourceVersion, as in Kubernetes."""
+LIST_PAGE: Final = 500
 
 
 class Change:
@@ -69,21 +70,25 @@ def event_for(delta: Delta[Any], selection: Selection) -> str | None:
 
 
 class Watcher:
-    """One client's queue."""
+    """One client's queue. What happened at `after` or before it is in what the client was given first."""
 
-    __slots__ = ("_bytes", "_queue", "_wake", "ended", "revision", "selection")
+    __slots__ = ("_bytes", "_queue", "_wake", "after", "ended", "failure", "revision", "selection")
 
-    def __init__(self, selection: Selection) -> None:
+    def __init__(self, selection: Selection, after: int = 0) -> None:
         self.selection = selection
-        self.revision = 0
+        self.after = after
+        self.revision = after
         self.ended = ""
+        self.failure: errors.ApiError | None = None
         self._queue: deque[tuple[str, Change]] = deque()
         self._bytes = 0
         self._wake = asyncio.Event()
 
     def offer(self, change: Change) -> None:
+        if change.delta.revision <= self.after or self.ended or self.failure is not None:
+            return
         event = event_for(change.delta, self.selection)
-        if event is None or self.ended:
+        if event is None:
             return
         if len(self._queue) >= QUEUE_EVENTS_MAX or self._bytes + change.size > QUEUE_BYTES_MAX:
             self.end("the client reads too slowly")
@@ -102,16 +107,25 @@ class Watcher:
         self._bytes = 0
         self._wake.set()
 
+    def fail(self, failure: errors.ApiError) -> None:
+        """Ends the watch with an error, after what is queued."""
+        self.failure = self.failure or failure
+        self._wake.set()
+
     async def wait(self, seconds: float) -> bool:
         """Returns whether there is something to take, after at most `seconds`."""
-        if not self._queue and not self.ended and seconds > 0:
+        if not self._queue and not self._over and seconds > 0:
             self._wake.clear()
             try:
                 async with asyncio.timeout(seconds):
                     await self._wake.wait()
             except TimeoutError:
                 pass  # an event may have come in the same turn of the loop
-        return bool(self._queue) or bool(self.ended)
+        return bool(self._queue) or self._over
+
+    @property
+    def _over(self) -> bool:
+        return bool(self.ended) or self.failure is not None
 
     def take(self, bytes_max: int = CHUNK_BYTES) -> list[tuple[str, Change]]:
         """Some queued events, in order, about `bytes_max` of them."""
@@ -136,27 +150,21 @@ class WatchOptions:
     timeout_s: float
 
 
-class WatchCache:
+class Watches:
     """The watchers of one kind."""
 
-    def __init__(self, kind: Kind, informer: Informer[Any], store: Store, prefix: str) -> None:
-        self._kind = kind
-        self._informer = informer
-        self._store = store
-        self._prefix = prefix
+    def __init__(self, kind: Kind, registry: Registry, outage: Outage) -> None:
+        self.kind = kind
+        self.registry = registry
+        prefix = registry.keys.objects(kind.res)
+        self.feed = Feed(registry.store, prefix, kind.res, outage, self._handle, self._fail)
         self._watchers: set[Watcher] = set()
-        self._unsubscribe: Callable[[], None] | None = None
 
-    def start(self) -> None:
-        self._unsubscribe = self._informer.subscribe(self._handle)
-
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """Ends every watch."""
-        if self._unsubscribe is not None:
-            self._unsubscribe()
-            self._unsubscribe = None
         for watcher in self._watchers:
             watcher.end("the server shuts down")
+        await self.feed.stop()
 
     def __len__(self) -> int:
         return len(self._watchers)
@@ -170,72 +178,66 @@ class WatchCache:
                 watcher.offer(change)
             watcher.progress(revision)
 
+    def _fail(self, failure: errors.ApiError) -> None:
+        for watcher in self._watchers:
+            watcher.fail(failure)
+
     async def open(self, selection: Selection, options: WatchOptions) -> "Stream":
-        """A stream that starts where the options say. Raises Timeout when the cache does not get that far, Expired
-        when the past is not kept that long."""
-        asked = options.resource_version
-        after = asked
-        if asked is None:
-            after = await self._store.revision()
-        if after:
-            await self._reach(after)
-        stream = Stream(self, Watcher(selection), options)
-        # From here to the registration nothing awaits, so no delta falls between the two.
-        if options.initial_events:
-            stream.snapshot = [e for e in self._candidates(selection) if selection.accepts(e)]
-        elif asked:
-            past = self._informer.since(asked)
-            if past is None:
-                stream.replay_after = asked
+        """A stream that starts where the options say; to be closed. Raises Timeout when the store does not get that
+        far, ServiceUnavailable, Expired."""
+        with ExitStack() as using:
+            using.enter_context(self.feed.used())
+            await self.feed.ready()
+            asked = options.resource_version
+            if asked and asked > self.feed.revision:
+                await self._reach(asked)
+            first: Listing | None = None
+            if options.initial_events:
+                first = await self.page(selection, None, None)
+                after = first.revision
             else:
-                stream.past = [
-                    (event, Change(d)) for d in past if (event := event_for(d, selection)) is not None
-                ]
-        stream.start_revision = stream.watcher.revision = self._informer.revision
-        self._watchers.add(stream.watcher)
-        return stream
+                after = asked or await self.feed.head()
+            await self.feed.ready()  # a bug may have ended it meanwhile
+            # From here to the registration nothing awaits, so no delta falls between the two.
+            stream = Stream(self, Watcher(selection, after), options, using.pop_all())
+            stream.first = first
+            past = self.feed.since(after)
+            if past is None:
+                stream.replay_through = self.feed.revision
+                stream.watcher.after = max(after, self.feed.revision)
+            else:
+                for delta in past:
+                    stream.watcher.offer(Change(delta))
+            stream.watcher.progress(self.feed.revision)
+            self._watchers.add(stream.watcher)
+            return stream
 
     def close(self, watcher: Watcher) -> None:
         self._watchers.discard(watcher)
 
-    def _candidates(self, selection: Selection) -> Sequence[Entry[Any]]:
-        if selection.namespace and selection.name:
-            found = self._informer.cache.get(selection.namespace, selection.name)
-            return [] if found is None else [found]
-        if selection.namespace:
-            return self._informer.cache.find("namespace", selection.namespace)
-        return list(self._informer.cache)
+    async def page(self, selection: Selection, revision: int | None, start_key: str | None) -> Listing:
+        """One page of what exists, of the selection's namespace. Raises Expired, ServiceUnavailable."""
+        res = self.kind.res
+        namespace = selection.namespace if res.namespaced and selection.namespace else None
+        if selection.name and (namespace or not res.namespaced):
+            head = await self.feed.head()
+            stored = await self.registry.find(res, namespace or "", selection.name)
+            return Listing([stored] if stored else [], max(head, stored.revision if stored else 0), None)
+        return await self.registry.page(
+            res, namespace, revision=revision, limit=LIST_PAGE, start_key=start_key
+        )
 
     async def _reach(self, revision: int) -> None:
-        try:
-            async with asyncio.timeout(FRESH_WAIT_S):
-                await self._informer.at_least(revision)
-        except TimeoutError:
-            current = self._informer.revision
-            raise too_large(revision, current) from None
-
-    async def replay(
-        self, after: int, through: int, selection: Selection
-    ) -> AsyncIterator[tuple[str, Change]]:
-        """What the informer no longer keeps, from the store: deltas of (after, through]. Raises Expired."""
-        if after >= through:
+        """Returns when the store has reached `revision`; the feed need not have been told."""
+        if revision <= await self.feed.head():
             return
         try:
-            async for batch in self._store.watch([(self._prefix, prefix_end(self._prefix))], after):
-                if batch.revision > through:
-                    return
-                for delta in self._informer.deltas_of(batch):
-                    event = event_for(delta, selection)
-                    if event is not None:
-                        yield event, Change(delta)
-                if batch.revision >= through:
-                    return
-        except Compacted as gone:
-            raise errors.Expired.watch(gone.wanted, gone.oldest) from gone
-        except FutureRevision as ahead:
-            raise errors.Expired(str(ahead)) from ahead
-        except Unavailable as failure:
-            raise errors.ServiceUnavailable(str(failure)) from failure
+            async with asyncio.timeout(FRESH_WAIT_S):
+                await self.feed.at_least(revision)
+        except TimeoutError:
+            current = await self.feed.head()
+            if current < revision:
+                raise too_large(revision, current) from None
 
 
 def too_large(asked: int, current: int) -> errors.ApiError:
@@ -248,70 +250,84 @@ def too_large(asked: int, current: int) -> errors.ApiError:
 
 
 class Stream:
-    """One watch being served: `chunks` yields the bytes of its answer."""
+    """One watch being served: `chunks` yields the bytes of its answer. `first`: the first page of what exists;
+    `replay_through`: up to where the past has to be read from the store."""
 
-    def __init__(self, cache: WatchCache, watcher: Watcher, options: WatchOptions) -> None:
+    def __init__(self, watches: Watches, watcher: Watcher, options: WatchOptions, using: ExitStack) -> None:
         self.watcher = watcher
-        self.start_revision = 0
-        self.snapshot: list[Entry[Any]] = []
-        self.past: list[tuple[str, Change]] = []
-        self.replay_after: int | None = None
-        self._cache = cache
+        self.start_revision = watcher.after
+        self.first: Listing | None = None
+        self.replay_through = 0
+        self._watches = watches
         self._options = options
-        self._first = True
+        self._using = using
+        self._columns_due = True
 
     def close(self) -> None:
-        self._cache.close(self.watcher)
+        self._watches.close(self.watcher)
+        self._using.close()
 
     async def chunks(
         self, view: View, clock: Callable[[], float], monotonic: Callable[[], float], bookmark_s: float
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes]:
         """The events, joined up to about CHUNK_BYTES. Ends when the watch does; a failure is an ERROR event."""
         deadline = monotonic() + self._options.timeout_s
         try:
-            async for chunk in self._backlog(view, clock):
+            async for chunk in self._initial(view, clock):
+                yield chunk
+            if self._options.mark_initial_end:
+                yield view.bookmark(self.start_revision, initial_end=True)
+            async for chunk in self._replayed(view, clock):
                 yield chunk
         except errors.ApiError as failure:
-            yield encode({"type": "ERROR", "object": failure.status()}) + b"\n"
+            yield _error(failure)
             return
-        if self._options.mark_initial_end:
-            yield view.bookmark(self.start_revision, initial_end=True)
         while not self.watcher.ended and (left := deadline - monotonic()) > 0:
             if await self.watcher.wait(min(left, bookmark_s)):
                 taken = self.watcher.take()
                 if taken:
                     yield b"".join(self._encode(c, view, event, clock()) for event, c in taken)
+                elif self.watcher.failure is not None:
+                    yield _error(self.watcher.failure)
+                    return
             elif self._options.bookmarks:
                 yield view.bookmark(self.watcher.revision)
 
-    async def _backlog(self, view: View, clock: Callable[[], float]) -> AsyncIterator[bytes]:
-        """What was before the watch began: state, or the past."""
-        out: list[bytes] = []
-        size = 0
-        entries, self.snapshot = self.snapshot, []
-        past, self.past = self.past, []
-        for entry in entries:
-            out.append(view.event("ADDED", entry.raw(), entry.revision, clock(), columns=self._columns()))
-            size += len(out[-1])
-            if size >= CHUNK_BYTES:
+    async def _initial(self, view: View, clock: Callable[[], float]) -> AsyncGenerator[bytes]:
+        """What exists, page by page: a slow client holds one page."""
+        page, self.first = self.first, None
+        while page is not None:
+            out: list[bytes] = []
+            size = 0
+            for stored in page.items:
+                entry = self._watches.feed.entry_of(stored.key, stored.raw, stored.revision)
+                if not self.watcher.selection.accepts(entry):
+                    continue
+                out.append(view.event("ADDED", stored.raw, stored.revision, clock(), columns=self._columns()))
+                size += len(out[-1])
+                if size >= CHUNK_BYTES:
+                    yield b"".join(out)
+                    out, size = [], 0
+            if out:
                 yield b"".join(out)
-                out, size = [], 0
-        for event, change in past:
-            out.append(self._encode(change, view, event, clock()))
-            size += len(out[-1])
-            if size >= CHUNK_BYTES:
-                yield b"".join(out)
-                out, size = [], 0
-        if out:
-            yield b"".join(out)
-        if self.replay_after is not None:
-            replay = self._cache.replay(self.replay_after, self.start_revision, self.watcher.selection)
-            async for event, change in replay:
-                yield self._encode(change, view, event, clock())
+            if page.next_key is None:
+                return
+            page = await self._watches.page(self.watcher.selection, self.start_revision, page.next_key)
+
+    async def _replayed(self, view: View, clock: Callable[[], float]) -> AsyncGenerator[bytes]:
+        async with aclosing(self._watches.feed.replay(self.start_revision, self.replay_through)) as deltas:
+            async for delta in deltas:
+                event = event_for(delta, self.watcher.selection)
+                if event is not None:
+                    yield self._encode(Change(delta), view, event, clock())
 
     def _encode(self, change: Change, view: View, event: str, now: float) -> bytes:
         return change.encode(view, event, now, columns=self._columns())
 
     def _columns(self) -> bool:
-        first, self._first = self._first, False
-        return first
+        due, self._columns_due = self._columns_due, False
+        return due
+
+
+def _error(failure: errors.ApiError) -> bytes:
+    return encode({"type": "ERROR", "object": failure.status()}) + b"\n"

@@ -5,22 +5,29 @@ Every write is decoded, defaulted and validated as a whole object, whichever ver
 """
 
 import asyncio
-import datetime
 import os
+import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from hub import deletion, errors, objects
+from hub import deletion, errors, objects, tracecontext
 from hub.api import decode, defaults, validation
+from hub.api.ages import rfc3339_micro
 from hub.api.kinds import Kind, Object, kind_of
 from hub.api.patch import TYPES as PATCH_TYPES
 from hub.api.patch import apply_patch
+from hub.api.podspecs import PodSpecs
 from hub.jointokens import RECORD, with_record
-from hub.registry import MUTATE_ATTEMPTS, Registry, Stored, now_rfc3339
+from hub.policies.asking import ASKER
+from hub.policies.matching import Attempt
+from hub.policies.watching import Policies
+from hub.registry import MUTATE_ATTEMPTS, Registry, Stored, rfc3339
 
 CREATE_ATTEMPTS: Final = 8
+SPACES_MAX: Final = 1024
+"""Namespaces that are remembered from one create to the next."""
 APPLY_PATCH: Final = "application/apply-patch"
 _PATCH_THREAD_BYTES_MIN: Final = 64 * 1024
 _SYSTEM_META: Final = (
@@ -37,6 +44,10 @@ Mint = Callable[[Object], tuple[Object, str]]
 """From a JoinToken's spec to (record to store, the token's text). Raises ApiError."""
 
 
+Guard = Callable[[Kind, Object, Object | None], Awaitable[None]]
+"""Asked with the object as it is going to be stored and as it was (None at a create), right before. Raises ApiError."""
+
+
 @dataclass(frozen=True, slots=True)
 class Written:
     """`raw` and `revision` as stored, `obj` instead where nothing was stored (dry run) or the answer says more than the
@@ -51,18 +62,34 @@ class Written:
 class Writer:
     """All writes of one API server."""
 
-    def __init__(self, registry: Registry, mint: Mint | None) -> None:
+    def __init__(self, registry: Registry, mint: Mint | None, policies: Policies | None = None) -> None:
         self._registry = registry
         self._mint = mint
+        self._policies = policies
+        self._pod_specs = PodSpecs()
+        self._spaces: dict[str, Stored] = {}
+        """Namespaces as they were read last. Every create compares its namespace's revision, so an old one is found out."""
 
     # -- create -------------------------------------------------------------------------------------------------
 
     async def create(
-        self, kind: Kind, namespace: str, name: str, value: Any, *, field_validation: str, dry_run: bool
+        self,
+        kind: Kind,
+        namespace: str,
+        name: str,
+        value: Any,
+        *,
+        field_validation: str,
+        dry_run: bool,
+        guard: Guard,
     ) -> Written:
         """`name`: of a PUT that creates, else "". Raises ApiError."""
-        decoded = decode.decode(kind.schema, value)
-        warnings = decode.field_warnings(kind.schema, decoded, field_validation)
+        spec_key = self._pod_specs.key(value) if kind.res == objects.PODS else None
+        spec = self._pod_specs.get(spec_key, value)
+        if spec is not None:
+            value = {**value, "spec": spec}
+        decoded = decode.decode(kind.schema, value, {"spec": spec})
+        warnings = decode.field_warnings(kind.schema, decoded, _strictness(kind, field_validation))
         obj = decoded.object
         _set_scope(kind, namespace, obj)
         meta = obj["metadata"]
@@ -74,28 +101,45 @@ class Writer:
         generate = "" if meta.get("name") else meta.get("generateName", "")
         text = self._mint_into(obj) if kind.res == objects.JOINTOKENS else ""
         for attempt in range(CREATE_ATTEMPTS):
-            within = await self._live_namespace(kind, namespace, meta.get("name") or generate)
+            called = meta.get("name") or generate
+            remembered = self._spaces.get(namespace) if attempt == 0 and not dry_run else None
+            within = remembered or await self._live_namespace(kind, namespace, called)
             if generate:
                 meta["name"] = validation.generated_name(generate, os.urandom(16))
             defaults.apply(kind.schema, obj)
-            validation.check_create(kind.schema, obj)
+            validation.check_create(kind.schema, obj, spec_known=spec is not None)
+            if spec_key is not None and not decoded.problems:
+                self._pod_specs.put(spec_key, obj["spec"])
+            await guard(kind, obj, None)
+            warnings += self._judge("CREATE", kind, obj, None, dry_run=dry_run)
             if dry_run:
                 if await self._registry.find(kind.res, namespace, meta["name"]) is not None:
                     raise errors.AlreadyExists(kind.res.resource, meta["name"], group=kind.res.group)
                 return Written(None, obj, warnings, created=True)
+            tracecontext.stamp(obj)
             try:
                 stored = await self._registry.create(kind.res, obj, within=within)
             except errors.Conflict:  # the namespace changed: it may be going
+                self._spaces.pop(namespace, None)
                 if attempt + 1 == CREATE_ATTEMPTS:
                     raise
                 continue
             except errors.AlreadyExists:
+                if remembered is not None:
+                    await self._live_namespace(kind, namespace, called)  # that it is going comes first
                 if not generate or attempt + 1 == CREATE_ATTEMPTS:
                     raise
                 continue
+            if within is not None:
+                self._remember(namespace, within)
             shown = _with_token(stored, text) if text else None
             return Written(stored, shown, warnings, created=True)
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _remember(self, namespace: str, found: Stored) -> None:
+        if len(self._spaces) >= SPACES_MAX:
+            self._spaces.clear()
+        self._spaces[namespace] = found
 
     async def _live_namespace(self, kind: Kind, namespace: str, name: str) -> Stored | None:
         """The namespace that the object goes into; None for a kind without. Raises NotFound, and Forbidden for one that
@@ -105,7 +149,7 @@ class Writer:
         found = await self._registry.find(objects.NAMESPACES, "", namespace)
         if found is None:
             raise errors.NotFound(objects.NAMESPACES.resource, namespace)
-        if found.obj()["metadata"].get("deletionTimestamp"):
+        if deletion.MARK in found.raw and found.obj()["metadata"].get("deletionTimestamp"):
             failure = errors.Forbidden(
                 kind.res.resource,
                 name,
@@ -137,7 +181,7 @@ class Writer:
             raise errors.ServiceUnavailable("this hub makes no join tokens: it has no certificate authority")
         record, text = self._mint(obj["spec"])
         meta["name"] = record["id"]
-        obj["status"] = {"expires": _rfc3339(record["expires"]), "redeemed": 0}
+        obj["status"] = {"expires": rfc3339(int(record["expires"])), "redeemed": 0}
         obj["status"] = with_record(obj, record)["status"]
         return text
 
@@ -153,10 +197,11 @@ class Writer:
         *,
         field_validation: str,
         dry_run: bool,
+        guard: Guard,
     ) -> Written:
         """PUT of the object, its status or (namespaces) its spec.finalizers. Raises ApiError."""
         decoded = decode.decode(kind.schema, value)
-        warnings = decode.field_warnings(kind.schema, decoded, field_validation)
+        warnings = decode.field_warnings(kind.schema, decoded, _strictness(kind, field_validation))
         obj = decoded.object
         _set_scope(kind, namespace, obj)
         if (given := obj["metadata"].get("name")) != name:
@@ -167,11 +212,17 @@ class Writer:
             if stored is None:
                 if kind.created_by_update and not subresource and not asked:
                     return await self.create(
-                        kind, namespace, name, value, field_validation=field_validation, dry_run=dry_run
+                        kind,
+                        namespace,
+                        name,
+                        value,
+                        field_validation=field_validation,
+                        dry_run=dry_run,
+                        guard=guard,
                     )
                 raise errors.NotFound(kind.res.resource, name, group=kind.res.group)
             try:
-                return await self._write(kind, stored, _copy(obj), subresource, warnings, dry_run)
+                return await self._write(kind, stored, _copy(obj), subresource, warnings, dry_run, guard)
             except errors.Conflict:
                 uid = obj["metadata"].get("uid")
                 if asked or (uid and uid != stored.obj()["metadata"]["uid"]):
@@ -189,6 +240,7 @@ class Writer:
         *,
         field_validation: str,
         dry_run: bool,
+        guard: Guard,
     ) -> Written:
         """PATCH of the object or its status. Raises ApiError."""
         check_patch_type(content_type)
@@ -199,15 +251,15 @@ class Writer:
                 patched = await asyncio.to_thread(apply_patch, content_type, kind.schema, current, body)
             else:
                 patched = apply_patch(content_type, kind.schema, current, body)
-            decoded = decode.decode(kind.schema, patched)
-            warnings = decode.field_warnings(kind.schema, decoded, field_validation)
+            decoded = decode.decode(kind.schema, patched, current)
+            warnings = decode.field_warnings(kind.schema, decoded, _strictness(kind, field_validation))
             obj = decoded.object
             _set_scope(kind, namespace, obj)
             if obj["metadata"].get("name") != name:
                 raise _name_mismatch(obj["metadata"].get("name", ""), name)
             asked = obj["metadata"].get("resourceVersion")
             try:
-                return await self._write(kind, stored, obj, subresource, warnings, dry_run)
+                return await self._write(kind, stored, obj, subresource, warnings, dry_run, guard)
             except errors.Conflict:
                 if asked != str(stored.revision):
                     raise  # the patch itself names a resourceVersion
@@ -221,6 +273,7 @@ class Writer:
         subresource: str,
         warnings: list[str],
         dry_run: bool,
+        guard: Guard,
     ) -> Written:
         """Replaces `stored` by `obj`, as far as the subresource says."""
         old = stored.obj()
@@ -228,15 +281,49 @@ class Writer:
         new = merge_system(kind, obj, old, subresource)
         defaults.apply(kind.schema, new)
         validation.check_update(kind.schema, new, old)
+        await guard(kind, new, old)
         if kind.has_generation and not subresource and new.get("spec") != old.get("spec"):
             new["metadata"]["generation"] = old["metadata"].get("generation", 0) + 1
+        warnings = [*warnings, *self._judge("UPDATE", kind, new, old, subresource, dry_run=dry_run)]
         if dry_run:
             return Written(None, new, warnings)
         if new == old:
             return Written(stored, None, warnings)  # no write for another order of the same fields
+        if not subresource:
+            tracecontext.stamp(new)
         written = await self._registry.replace(kind.res, stored, new)
         await deletion.release(self._registry, kind.res, written)
         return Written(written, None, warnings)
+
+    def _judge(
+        self,
+        operation: str,
+        kind: Kind,
+        obj: Object | None,
+        old: Object | None,
+        subresource: str = "",
+        *,
+        dry_run: bool,
+    ) -> list[str]:
+        """The warnings of users' policies about a write. Raises ApiError for what they deny."""
+        if self._policies is None or not self._policies.concern(operation, kind.res, subresource):
+            return []
+        meta = (obj or old or {})["metadata"]
+        asker = ASKER.get()
+        return self._policies.review(
+            Attempt(
+                operation,
+                kind.res,
+                meta.get("namespace", ""),
+                meta["name"],
+                obj,
+                old,
+                asker.name,
+                asker.groups,
+                subresource,
+                dry_run,
+            )
+        )
 
     # -- delete -------------------------------------------------------------------------------------------------
 
@@ -247,8 +334,14 @@ class Writer:
         if kind.res == objects.NAMESPACES and name in deletion.PROTECTED_NAMESPACES:
             raise errors.Forbidden(kind.res.resource, name, "this namespace may not be deleted")
         stored = await self._registry.get(kind.res, namespace, name)
+        self._judge("DELETE", kind, None, stored.obj(), dry_run=options.dry_run)
         left = await deletion.delete(self._registry, kind.res, stored, options)
         return (stored, True) if left is None else (left, False)
+
+
+def _strictness(kind: Kind, asked: str) -> str:
+    """Of policies no field is ever passed over: one that is not understood would let through what it was to stop."""
+    return "Strict" if kind.res in (objects.POLICIES, objects.POLICY_BINDINGS) else asked
 
 
 def check_patch_type(content_type: str) -> None:
@@ -300,7 +393,10 @@ def _reset_for_create(kind: Kind, obj: Object) -> None:
     for field in _SYSTEM_META:
         meta.pop(field, None)
     meta["uid"] = str(uuid.uuid4())
-    meta["creationTimestamp"] = now_rfc3339()
+    now = time.time()
+    meta["creationTimestamp"] = rfc3339(int(now))
+    if kind.res == objects.REVOCATIONS:
+        meta["annotations"] = {**(meta.get("annotations") or {}), objects.REVOKED_AT: rfc3339_micro(now)}
     if kind.has_generation:
         meta["generation"] = 1
     # A node brings its status along, as a kubelet's registration does.
@@ -332,6 +428,9 @@ def merge_system(kind: Kind, obj: Object, old: Object, subresource: str) -> Obje
         if RECORD in old.get("status", {}) and kind.res == objects.JOINTOKENS:
             new["status"] = {**new["status"], RECORD: old["status"][RECORD]}
         return new
+    if subresource == "approval":
+        conditions = obj.get("status", {}).get("conditions", [])
+        return {**old, "status": {**old.get("status", {}), "conditions": conditions}}
     if subresource == "finalize":
         finalizers = obj.get("spec", {}).get("finalizers", [])
         return {**old, "spec": {**old.get("spec", {}), "finalizers": finalizers}}
@@ -354,10 +453,6 @@ def _with_token(stored: Stored, text: str) -> Object:
     obj = stored.obj()
     status = {k: v for k, v in obj["status"].items() if k != RECORD}
     return {**obj, "status": {"token": text, **status}}
-
-
-def _rfc3339(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def delete_options(query: Mapping[str, str], body: Mapping[str, Any] | None) -> deletion.DeleteOptions:

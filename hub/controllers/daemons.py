@@ -96,7 +96,7 @@ def fate(template: Template, node: NodeView) -> Fate:
 
 def target(pod: Pod) -> str:
     """The node that the pod is bound or pinned to; "" for none."""
-    return pod.view.spec.nodeName or demand_of(pod.raw()).pinned() or ""
+    return pod.view.spec.nodeName or str(pod.note.pinned)
 
 
 def by_node(pods: Iterable[Pod]) -> dict[str, list[Pod]]:

@@ -7,6 +7,8 @@ a namespace that is gone or going, which could else never be emptied.
 from collections.abc import Sequence
 from typing import Any
 
+import orjson
+
 from hub import errors
 from hub.controllers.controller import Context, Controller, Object, ObjectKey, Writer
 from hub.controllers.eventlog import EventLog, Pending
@@ -58,10 +60,10 @@ class Events:
         self._context: Context | None = None
         self._driver: Controller[ObjectKey] | None = None
 
-    def start(self, context: Context) -> Controller[ObjectKey]:
-        """The driver that writes; until it is there events are dropped."""
+    def start(self, context: Context, name: str) -> Controller[ObjectKey]:
+        """The driver that writes, called `name`; until it is there events are dropped."""
         self._context = context
-        self._driver = Controller("events", context, self._write, kinds=(EVENTS,), workers=2)
+        self._driver = Controller(name, context, self._write, kinds=(), workers=2)
         return self._driver
 
     def event(self, res: Resource, about: Meta, type_: str, reason: str, message: str) -> None:
@@ -124,14 +126,14 @@ class EventTtl:
         entry = self._context.informers.of(EVENTS).cache.get(*key)
         if entry is None:
             return None
-        left = self._left_s(entry.obj())
+        left = self._left_s(entry.meta.creationTimestamp, entry.note)
         if left > 0:
             return left
         stored = await self._context.registry.find(EVENTS, *key)
         if stored is None:
             return None
         obj = stored.obj()
-        left = self._left_s(obj)
+        left = self._left_s(obj["metadata"].get("creationTimestamp"), occurred(obj))
         if left > 0:
             return left
         if obj["metadata"].get("finalizers"):
@@ -142,22 +144,26 @@ class EventTtl:
             return None
         return None
 
-    def _left_s(self, event: Object) -> float:
+    def _left_s(self, created: str | None, occurred_at: float) -> float:
         now = self._context.clock.now()
-        return last_seen(event, now) + TTL_S - now
+        return last_seen(seconds(created) or 0.0, occurred_at, now) + TTL_S - now
 
 
-def last_seen(event: Object, now: float) -> float:
+def keep_event(view: Any, raw: bytes) -> tuple[Any, float]:
+    """What the cache keeps of an Event beside its view: when it last occurred. [pure]"""
+    return view, occurred(orjson.loads(raw))
+
+
+def last_seen(created: float, occurred: float, now: float) -> float:
     """Unix seconds from which an event's TTL counts: its last occurrence, unless the clock of the machine that saw it is
     off. Then it is when the event was stored: a board without a clock reports from 1970, and a wrong one from 2099."""
-    created = seconds(event["metadata"].get("creationTimestamp")) or 0.0
-    occurred = _occurred(event)
     if occurred > now + SKEW_S:
         return created
     return max(occurred, created) if created <= now else occurred
 
 
-def _occurred(event: Object) -> float:
+def occurred(event: Object) -> float:
+    """Unix seconds of the last occurrence, as the event says; 0.0 where it does not. [pure]"""
     series = event.get("series") or {}
     for text in (
         series.get("lastObservedTime"),

@@ -83,7 +83,10 @@ class Evictions:
         for pod in self._context.informers.of(PODS).cache.find("node", name) if since else ():
             if pod.meta.deletionTimestamp or pod.view.status.phase in FINISHED:
                 continue
-            at = due(since, pod.obj()["spec"].get("tolerations") or ())
+            stored = await self._context.registry.find(PODS, *pod.key)
+            if stored is None:
+                continue
+            at = due(since, stored.obj()["spec"].get("tolerations") or ())
             if at <= now:
                 gone.append(pod)
             elif at < math.inf:

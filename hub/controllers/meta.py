@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from hub.cache import Entry
+from hub.documents import TRACE_ANNOTATION
 from hub.objects import Condition, Meta, OwnerReference, PodView, Resource
 
 Object = dict[str, Any]
@@ -196,4 +197,6 @@ def pod_of(template: Object, res: Resource, owner: Object, name: str) -> Object:
             pod["metadata"][field] = dict(meta[field])
     if meta.get("finalizers"):
         pod["metadata"]["finalizers"] = list(meta["finalizers"])
+    if trace := (owner["metadata"].get("annotations") or {}).get(TRACE_ANNOTATION):
+        pod["metadata"].setdefault("annotations", {})[TRACE_ANNOTATION] = trace
     return pod

@@ -8,7 +8,7 @@ in its conditions.
 from collections.abc import Sequence
 from typing import Any
 
-from hub import deletion, errors
+from hub import errors
 from hub.controllers.controller import Context, Controller, Object, Writer
 from hub.controllers.meta import new_condition, with_condition
 from hub.informer import Delta
@@ -63,7 +63,7 @@ class Namespaces:
         if KUBERNETES in held:
             obj["spec"]["finalizers"] = [f for f in held if f != KUBERNETES]
             stored = await writer.replace(NAMESPACES, stored, obj)
-        await deletion.release(registry, NAMESPACES, stored)
+        await writer.release(NAMESPACES, stored)
         return None
 
     async def _empty(self, res: Resource, namespace: str, writer: Writer) -> list[Object]:

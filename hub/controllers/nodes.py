@@ -59,7 +59,8 @@ class NodeLifecycle:
         def change(node: Object) -> Object | None:
             spec = node.setdefault("spec", {})
             conditions = [
-                Condition(c["type"], c["status"]) for c in (node.get("status") or {}).get("conditions") or ()
+                Condition(c.get("type", ""), c.get("status", ""))
+                for c in (node.get("status") or {}).get("conditions") or ()
             ]
             wanted = taint_keys(conditions, bool(spec.get("unschedulable")))
             held = spec.get("taints") or []
@@ -79,14 +80,6 @@ class NodeLifecycle:
         return None
 
 
-def was_there(pod: Object) -> bool:
-    """Does the pod show that its node existed: bound by the scheduler, or reported on by the node? [pure]"""
-    status = pod.get("status") or {}
-    return bool(status.get("startTime")) or any(
-        c.get("type") == "PodScheduled" and c.get("status") == "True" for c in status.get("conditions") or ()
-    )
-
-
 def _due(pod: Entry[PodView], absent_since: float) -> float:
     """When a pod of an absent node is removed, unix seconds; infinity where it is not known that its node ever was, and
     where only finalizers still hold it."""
@@ -95,7 +88,7 @@ def _due(pod: Entry[PodView], absent_since: float) -> float:
         return math.inf
     if deleted is not None:
         return max(deleted, absent_since) + DELETING_S
-    return absent_since + ABSENT_S if was_there(pod.obj()) else math.inf
+    return absent_since + ABSENT_S if pod.note.was_there else math.inf
 
 
 class PodCollector:

@@ -16,6 +16,7 @@ from hub.controllers.meta import (
     with_condition,
     without_condition,
 )
+from hub.controllers.podnote import DELETION_COST
 from hub.objects import PodView
 
 Object = dict[str, Any]
@@ -23,7 +24,6 @@ Pod = Entry[PodView]
 
 BURST = 500
 """Pods made or deleted in one sync."""
-DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 _PHASE_RANK = {"Pending": 0, "Unknown": 1, "Running": 2}
 
 

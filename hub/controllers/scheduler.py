@@ -12,10 +12,11 @@ from typing import Any
 
 from hub import errors
 from hub.cache import Entry
-from hub.controllers.capacity import Capacity, load_of
+from hub.controllers.capacity import Capacity
 from hub.controllers.controller import Context, Controller, Object, ObjectKey, Writer
 from hub.controllers.meta import FINISHED, condition, new_condition, with_condition
-from hub.controllers.scheduling import Demand, Unfit, decide, demand_of
+from hub.controllers.podnote import PodNote
+from hub.controllers.scheduling import Demand, Unfit, decide
 from hub.informer import Delta
 from hub.objects import NODES, PODS, PodView, Resource
 
@@ -38,7 +39,7 @@ class _Waiting:
 
 
 class Scheduler:
-    """See the module. `capacity` is public for figures and tests."""
+    """See the module. Its informer of Pods keeps `podnote.keep_scheduled`. `capacity` is public for figures and tests."""
 
     kinds = (NODES, PODS)
 
@@ -79,10 +80,10 @@ class Scheduler:
         elif pod.view.spec.nodeName:
             self._waiting.pop(uid, None)
             if self.capacity.node_of(uid) != pod.view.spec.nodeName:
-                self.capacity.add_pod(uid, pod.view.spec.nodeName, load_of(pod.raw()))
+                self.capacity.add_pod(uid, pod.view.spec.nodeName, pod.note.load)
         elif self._is_ours(pod):
             waiting = self._waiting.get(uid)
-            if waiting is None or waiting.demand != demand_of(pod.raw()):
+            if waiting is None or waiting.demand != pod.note.demand:
                 self._driver.queue.add(pod.key)
 
     def _is_ours(self, pod: Entry[PodView]) -> bool:
@@ -108,12 +109,13 @@ class Scheduler:
             return None
         if not self._is_ours(pod):
             return None
-        raw = pod.raw()
-        if b'"schedulingGates"' in raw and pod.obj()["spec"].get("schedulingGates"):
+        note: PodNote = pod.note
+        demand = note.demand
+        assert demand is not None, "a pod that is not bound was noted without what it wants"
+        if note.gated:
             text = "Scheduling is blocked due to non-empty scheduling gates"
             await self._tell(pod, writer, "SchedulingGated", text)
             return None
-        demand = demand_of(raw)
         where = decide(demand, self.capacity)
         if isinstance(where, Unfit):
             await self._unfit(pod, demand, where, writer)

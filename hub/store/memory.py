@@ -4,7 +4,8 @@ import bisect
 import uuid
 from collections.abc import AsyncIterator, Sequence
 
-from hub.store.base import (
+from hub.store.watchers import Watchers
+from shards.kv import (
     FORMAT_VERSION,
     Compacted,
     Compare,
@@ -12,6 +13,7 @@ from hub.store.base import (
     Event,
     FutureRevision,
     KeyValue,
+    LeaseGone,
     Page,
     Put,
     StoreIdentity,
@@ -20,11 +22,10 @@ from hub.store.base import (
     WatchBatch,
     check_txn,
 )
-from hub.store.watchers import Watchers
 
 
 class MemoryStore:
-    """See `hub.store.base.Store`. Keeps the whole history until it is compacted."""
+    """See `shards.kv.Store`. Keeps the whole history until it is compacted."""
 
     def __init__(self, *, slots: int = 1024) -> None:
         self._identity = StoreIdentity(str(uuid.uuid4()), 1, FORMAT_VERSION, slots)
@@ -35,6 +36,8 @@ class MemoryStore:
         self._oldest = 1
         self._watchers = Watchers()
         self._closed = False
+        self._leases: dict[int, float] = {}
+        self._leases_made = 0
 
     @property
     def identity(self) -> StoreIdentity:
@@ -43,11 +46,16 @@ class MemoryStore:
     async def revision(self) -> int:
         return self._revision
 
-    async def get(self, key: str) -> KeyValue | None:
+    async def get(self, key: str, *, stale: bool = False) -> KeyValue | None:
         self._check_open()
         return self._at(key, self._revision)
 
-    async def page(self, start: str, end: str, *, revision: int | None = None, limit: int = 500) -> Page:
+    async def get_many(self, keys: Sequence[str]) -> list[KeyValue | None]:
+        return [await self.get(key) for key in keys]
+
+    async def page(
+        self, start: str, end: str, *, revision: int | None = None, limit: int = 500, stale: bool = False
+    ) -> Page:
         self._check_open()
         at = self._revision if revision is None else revision
         if at > self._revision:
@@ -74,14 +82,35 @@ class MemoryStore:
         if not held:
             return TxnResult(False, self._revision, current)
         effective = [op for op in ops if isinstance(op, Put) or self._at(op.key, self._revision) is not None]
-        if effective:
-            self._revision += 1
-            batch = WatchBatch(self._revision, tuple(self._apply(op) for op in effective))
-            self._log.append(batch)
-            self._watchers.publish(batch)
+        if gone := [op for op in ops if isinstance(op, Put) and op.lease and op.lease not in self._leases]:
+            raise LeaseGone(f"{gone[0].key}: its lease has ended: nothing was written; grant a new one")
+        self._write(effective)
         return TxnResult(True, self._revision)
 
-    def watch(self, ranges: Sequence[tuple[str, str]], after: int) -> AsyncIterator[WatchBatch]:
+    async def grant(self, ttl_s: float) -> int:
+        """Leases end with `revoke` and `expire` only: this store has no clock."""
+        self._check_open()
+        self._leases_made += 1
+        self._leases[self._leases_made] = ttl_s
+        return self._leases_made
+
+    async def keepalive(self, lease: int) -> float:
+        self._check_open()
+        return self._leases.get(lease, 0.0)
+
+    async def revoke(self, lease: int) -> None:
+        self._check_open()
+        self.expire(lease)
+
+    def expire(self, lease: int) -> None:
+        """What the end of a lease does, at once: its keys go in one revision."""
+        self._leases.pop(lease, None)
+        present = (self._at(key, self._revision) for key in self._keys)
+        self._write([Delete(kv.key) for kv in present if kv is not None and lease and kv.lease == lease])
+
+    def watch(
+        self, ranges: Sequence[tuple[str, str]], after: int, *, patient: bool = False
+    ) -> AsyncIterator[WatchBatch]:
         return self._watchers.stream(ranges, after, self._replay)
 
     async def compact(self, revision: int) -> None:
@@ -115,12 +144,21 @@ class MemoryStore:
                 return kv
         return None
 
+    def _write(self, ops: Sequence[Put | Delete]) -> None:
+        """Carries out what has an effect, as one revision."""
+        if not ops:
+            return
+        self._revision += 1
+        batch = WatchBatch(self._revision, tuple(self._apply(op) for op in ops))
+        self._log.append(batch)
+        self._watchers.publish((batch,))
+
     def _apply(self, op: Put | Delete) -> Event:
         prev = self._at(op.key, self._revision - 1)
         kv: KeyValue | None = None
         if isinstance(op, Put):
             created = prev.create_revision if prev else self._revision
-            kv = KeyValue(op.key, op.value, created, self._revision)
+            kv = KeyValue(op.key, op.value, created, self._revision, op.lease)
         if op.key not in self._versions:
             bisect.insort(self._keys, op.key)
         self._versions.setdefault(op.key, []).append((self._revision, kv))
@@ -128,6 +166,7 @@ class MemoryStore:
 
     async def _replay(self, after: int) -> tuple[list[WatchBatch], int]:
         self._check_open()
-        if after < self._oldest - 1:
+        # Deletions made at the oldest revision itself are forgotten.
+        if after < self._oldest:
             raise Compacted(after, self._oldest)
         return [b for b in self._log if b.revision > after], self._revision

@@ -5,6 +5,8 @@ not. So a figure in µs is read beside the floor of the same run, and two versio
 """
 
 import contextlib
+import os
+import select
 import shutil
 import signal
 import subprocess
@@ -12,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+ATTACH_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Meter:
 
 
 class Instructions:
-    """Counts the instructions of a process, kernel included, between `start` and `stop`."""
+    """Counts the instructions of a process, user and kernel, from when `start` returns until `stop`."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -58,22 +62,40 @@ class Instructions:
     def start(self) -> None:
         if self._perf is None:
             return
-        self._running = subprocess.Popen(
-            [self._perf, "stat", "-x", ";", "-e", "instructions", "-p", str(self._pid)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        # perf takes some 20 ms to attach itself, which is as long as what is counted: it begins disabled and says when it
+        # counts.
+        commands, command = os.pipe()
+        answer, answers = os.pipe()
+        disabled = ["-x", ";", "-D", "-1", "--control", f"fd:{commands},{answers}"]
+        events = ["-e", "instructions:u", "-e", "instructions:k", "-p", str(self._pid)]
+        try:
+            self._running = subprocess.Popen(
+                [self._perf, "stat", *disabled, *events],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                pass_fds=(commands, answers),
+            )
+            os.write(command, b"enable\n")
+            select.select([answer], [], [], ATTACH_S)
+        finally:
+            for fd in (commands, command, answer, answers):
+                os.close(fd)
 
     def stop(self) -> float | None:
-        """None: nobody counts here."""
+        """Both together; None: nobody counts here."""
+        counted = self.split()
+        return None if counted is None else sum(counted)
+
+    def split(self) -> tuple[float, float] | None:
+        """As `stop`, of user and of kernel."""
         running, self._running = self._running, None
         if running is None:
             return None
         running.send_signal(signal.SIGINT)
         _, report = running.communicate(timeout=30)
-        for line in report.splitlines():
-            fields = line.split(";")
-            if len(fields) > 2 and fields[2].startswith("instructions") and fields[0].isdigit():
-                return float(fields[0])
-        return None
+        fields = [line.split(";") for line in report.splitlines()]
+        counted = {f[2]: float(f[0]) for f in fields if len(f) > 2 and f[0].isdigit()}
+        if not {"instructions:u", "instructions:k"} <= counted.keys():
+            return None
+        return counted["instructions:u"], counted["instructions:k"]

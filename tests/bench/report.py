@@ -1,4 +1,5 @@
-"""How benches print: one JSON object a line, {"bench", "metric", "value", "unit"} and, where there is one, "target"."""
+"""How benches print: one JSON object a line, {"bench", "metric", "value", "unit"} and, where there are such, "target" and what
+"kubeedge" needs for the same, on the same kind of machine."""
 
 import json
 import os
@@ -7,7 +8,9 @@ import platform
 import psutil
 
 
-def emit(bench: str, metric: str, value: float | str, unit: str, target: float | None = None) -> None:
+def emit(
+    bench: str, metric: str, value: float | str, unit: str, target: float | None = None, kubeedge: str = ""
+) -> None:
     line: dict[str, float | str] = {
         "bench": bench,
         "metric": metric,
@@ -16,6 +19,8 @@ def emit(bench: str, metric: str, value: float | str, unit: str, target: float |
     }
     if target is not None:
         line["target"] = target
+    if kubeedge:
+        line["kubeedge"] = kubeedge
     print(json.dumps(line), flush=True)
 
 

@@ -15,24 +15,42 @@ import pytest
 from edgelite.runtimes.base import Mount, RuntimeFailure
 from tests.edgelite.runtimes.container_bench import ContainerBench
 from tests.edgelite.runtimes.harness import Bench, Sink, as_user, no_cgroups
+from tests.edgelite.runtimes.mac_bench import MacBench
 from tests.podman import podman  # noqa: F401
 
 ROOT = os.geteuid() == 0
 # As root, an ordinary user's agent is tried as well; an ordinary user cannot try root's.
 RUNTIMES = ["process-root", "process-root-bare", "process-user"] if ROOT else ["process-user"]
-RUNTIMES.append("container")
+RUNTIMES += ["macos", "container"]
+
+
+# The macOS runtime shares what most of these are about; all of them: `make agent-check`.
+MACOS = {
+    "test_arguments_and_environment_arrive_as_they_are",
+    "test_stop_lets_a_container_end_by_itself_and_changes_keeps_quiet_about_it",
+    "test_stop_kills_what_does_not_end_within_its_grace",
+    "test_a_restarted_agent_adopts_what_runs",
+    "test_what_ended_while_no_agent_ran_is_found_with_its_exit_code",
+    "test_a_failed_start_says_why_and_leaves_nothing",
+    "test_exec_has_the_surroundings_of_the_container",
+    "test_volumes_appear_at_relative_paths_and_updates_reach_them",
+    "test_a_command_ends_with_its_container",
+}
 
 
 def everywhere(test: Callable[[Bench], None]) -> Any:
     """Runs a test with every runtime."""
+    short = test.__name__ not in MACOS and "CLOUDHUB_ALL_RUNTIMES" not in os.environ
 
-    @pytest.mark.parametrize("runtime", RUNTIMES)
+    @pytest.mark.parametrize("runtime", [name for name in RUNTIMES if not (short and name == "macos")])
     @functools.wraps(test)
     def wrapped(runtime: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
         def run(directory: str) -> None:
             if runtime == "container":
                 engine = request.getfixturevalue("podman")
                 bench: Bench = ContainerBench(directory, engine.socket)
+            elif runtime == "macos":
+                bench = MacBench(directory)
             else:
                 bench = Bench(directory)
             if runtime == "process-root-bare":
@@ -294,3 +312,24 @@ def test_containers_of_many_pods_are_told_apart(bench: Bench) -> None:
         # Ends come in any order, so each is asked for by `stop`, which returns what is known.
         assert bench.run(bench.runtime.stop(f"u{n}", f"c{n % 2}", 5.0)).exit_code in (n + 10, 143, 137)
     assert {(s.uid, s.container) for s in bench.restart()} == {(f"u{n}", f"c{n % 2}") for n in range(4)}
+
+
+@everywhere
+def test_what_a_container_uses_is_told_while_it_runs(bench: Bench) -> None:
+    bench.sh("i=0; while :; do i=$((i+1)); done", name="busy")
+    bench.sh("echo up; sleep 1000", name="idle")
+    bench.until(lambda: bench.log(name="idle") == "up\n", "it is up")
+
+    def usage() -> dict[tuple[str, str], tuple[int, int]]:
+        return {(uid, name): (cpu, memory) for uid, name, cpu, memory in bench.run(bench.runtime.usage())}
+
+    def worked() -> bool:
+        return usage()["u1", "busy"][0] > 100_000_000
+
+    bench.until(worked, "the busy one has used a tenth of a second")
+    found = usage()
+    assert found["u1", "idle"][0] < found["u1", "busy"][0]
+    assert all(10_000 < memory < 1 << 30 for _, memory in found.values()), found
+    for name in ("busy", "idle"):
+        bench.run(bench.runtime.stop("u1", name, 0.0))
+    assert usage() == {}

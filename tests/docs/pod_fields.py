@@ -5,7 +5,7 @@ python -m tests.docs.pod_fields      # writes them into ARCHITECTURE.md
 
 from pathlib import Path
 
-from edgelite.runtimes import container_fields, process_fields
+from edgelite.runtimes import container_fields, macos_fields, process_fields, windows_fields
 
 PAGE = Path(__file__).resolve().parents[2] / "ARCHITECTURE.md"
 BEGIN = "<!-- pod fields -->\n"
@@ -13,12 +13,21 @@ END = "<!-- end of pod fields -->\n"
 
 
 def table() -> str:
-    """One row a field, one column a runtime."""
-    tables = (process_fields.FIELDS, container_fields.FIELDS)
-    rows = ["| field | process | container |", "|---|---|---|"]
+    """One row a field, one column a runtime; "the same" as the first."""
+    tables = (
+        process_fields.FIELDS,
+        container_fields.FIELDS,
+        windows_fields.FIELDS,
+        macos_fields.FIELDS,
+    )
+    rows = [
+        "| field | process (Linux) | container | process (Windows) | process (macOS) |",
+        "|---|---|---|---|---|",
+    ]
     for path in sorted(set().union(*tables)):
         cells = [_cell(fields.get(path)) for fields in tables]
-        rows.append(f"| `{path}` | {cells[0]} | {'the same' if cells[0] == cells[1] else cells[1]} |")
+        rest = ["the same" if cell == cells[0] else cell for cell in cells[1:]]
+        rows.append(f"| `{path}` | {' | '.join([cells[0], *rest])} |")
     return "\n".join(rows) + "\n"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgelite import wire
 from hub.config import OPTIONS
-from tests.docs import pod_fields
+from tests.docs import metrics, pod_fields
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,7 +25,7 @@ def test_every_message_type_is_documented() -> None:
 
 
 def test_every_path_that_the_documents_name_exists() -> None:
-    for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"):
+    for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"):
         for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text()):
             assert (ROOT / target).exists(), f"{name} links to {target}"
         for path in re.findall(
@@ -46,3 +46,23 @@ def test_help_explains_every_option_with_its_default() -> None:
         assert "default" in line[:400] or option == "tls_san", option
     for command in ("join", "run", "stop", "status"):
         assert "--data-dir" in output("edgelite", command, "--help")
+
+
+def test_what_the_security_page_names_exists() -> None:
+    """Files of code and tests, by their path or by the name alone where the folder was said before."""
+    text = (ROOT / "SECURITY.md").read_text()
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("hub", "security", "edgelite", "tests", "shards")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    named = {name for name in re.findall(r"`([\w/.*]+\.py)`", text) if "*" not in name}
+    assert len(named) > 15
+    missing = [
+        name for name in sorted(named) if not any(file == name or file.endswith("/" + name) for file in files)
+    ]
+    assert missing == [], "SECURITY.md names files that are not there"
+
+
+def test_the_page_of_metrics_is_that_of_the_catalogue() -> None:
+    assert metrics.PAGE.read_text() == metrics.page(), "run: python -m tests.docs.metrics"

@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,12 +27,20 @@ import psutil
 import pytest
 import yaml
 
+from edgelite.exits import AWAY
+from edgelite.exits import DONE as CONNECTED
 from hub import kubeconfig
+from hub.app import HANDOVER_S
 from security import tls
+from tests.ports import free_port
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_S = 30.0
+STOP_S = HANDOVER_S + 25.0
+"""For a hub to end after SIGTERM: its own bounds on handing over and on closing connections, and a busy machine."""
+IDLE_S = 60.0
+"""A connection that was not used for this long is made anew: the hub closes idle ones after two minutes."""
 CACHE = Path(
     os.environ.get("CLOUDHUB_CACHE")
     or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cloudhub"
@@ -58,12 +65,6 @@ def wait_for(
             shown = f"; {detail()}" if detail else ""
             pytest.fail(f"not within {timeout_s:g} s: {what}{f' ({error!r})' if error else ''}{shown}")
         time.sleep(0.05)
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def kubectl_binaries() -> list[str]:
@@ -95,6 +96,7 @@ class Hub:
         self.data_dir = data_dir
         self.settings = {"heartbeat": "1s", **settings}
         self.api_port, self.edge_port = free_port(), free_port()
+        self._used = 0.0
         self.process: subprocess.Popen[bytes] | None = None
         self.log_path = data_dir.parent / f"{data_dir.name}.log"
         self._connection: http.client.HTTPSConnection | None = None
@@ -154,11 +156,11 @@ class Hub:
             return 0
         process.send_signal(number)
         try:
-            return process.wait(15)
+            return process.wait(STOP_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            pytest.fail(f"the hub did not stop within 15 s of signal {number}: {self.log()[-3000:]}")
+            pytest.fail(f"the hub did not stop within {STOP_S:g} s of signal {number}: {self.log()[-3000:]}")
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
@@ -169,6 +171,9 @@ class Hub:
 
     def api(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> Any:
         """One request as the administrator; the decoded answer. Raises ApiFailure, ConnectionError."""
+        if time.monotonic() - self._used > IDLE_S:
+            self._disconnect()
+        self._used = time.monotonic()
         if self._connection is None:
             found = kubeconfig.read(self.kubeconfig)
             context = tls.client_context(found.root_pem, found.cert_pem, found.key_pem)
@@ -215,6 +220,7 @@ class Agent:
     def __init__(self, name: str, data_dir: Path) -> None:
         self.name = name
         self.data_dir = data_dir
+        self.python = sys.executable
         self.prefix: list[str] = []
         """A command that the agent is started through, and replaces."""
         self.process: subprocess.Popen[bytes] | None = None
@@ -235,7 +241,7 @@ class Agent:
 
     def _spawn(self, command: str, *options: str) -> "Agent":
         assert self.process is None
-        argv = [*self.prefix, sys.executable, "-m", "edgelite", command]
+        argv = [*self.prefix, self.python, "-m", "edgelite", command]
         argv += ["--data-dir", str(self.data_dir), *options]
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
@@ -260,11 +266,18 @@ class Agent:
     def command(self, *arguments: str, code: int = 0) -> str:
         """Runs an edgelite command on this directory; stdout and stderr."""
         done = subprocess.run(
-            [sys.executable, "-m", "edgelite", arguments[0], "--data-dir", str(self.data_dir), *arguments[1:]],
+            [self.python, "-m", "edgelite", arguments[0], "--data-dir", str(self.data_dir), *arguments[1:]],
             cwd=ROOT, capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert done.returncode == code, f"edgelite {' '.join(arguments)}: {done.returncode}: {done.stderr}"
         return done.stdout + done.stderr
+
+    def status(self) -> Any:
+        """What `edgelite status` says, connected or not."""
+        said = [self.python, "-m", "edgelite", "status", "--data-dir", str(self.data_dir), "-o", "json"]
+        done = subprocess.run(said, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode in (CONNECTED, AWAY), f"edgelite status: {done.returncode}: {done.stderr}"
+        return json.loads(done.stdout)
 
     def reboot(self) -> None:
         """Changes the boot id and ends everything of this node, as losing power does; the agent is left stopped."""

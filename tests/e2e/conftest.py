@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.cluster import ApiFailure, Cluster, kubectl_binaries, running_cluster
+from tests.e2e.hostile import Identity, enrolled
 from tests.e2e.hostile_fleet import Fleet, undisturbed
 from tests.e2e.kube import Kube
 from tests.e2e.starts import Starts, counting
+from tests.e2e.steady import Steady, steady
 
 
 @pytest.fixture
@@ -61,3 +63,16 @@ def fleet(shared_fleet: Fleet) -> Iterator[Fleet]:
     """The fleet, which no test of hostile peers may disturb."""
     with undisturbed(shared_fleet):
         yield shared_fleet
+
+
+@pytest.fixture(scope="session")
+def calm(shared_fleet: Fleet) -> Identity:
+    """The node whose heartbeats and reports are timed."""
+    return enrolled(shared_fleet.hub, "calm", shared_fleet.cluster.root / "calm")
+
+
+@pytest.fixture
+def watched(fleet: Fleet, calm: Identity) -> Iterator[Steady]:
+    """A node that is served in time whatever the test does to the hub."""
+    with steady(fleet.hub, calm) as watch:
+        yield watch

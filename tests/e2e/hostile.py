@@ -23,6 +23,7 @@ from security.ca import CertificateAuthority
 from security.identity import NodeId
 from tests.e2e.cluster import Agent, Hub, wait_for
 from tests.hub.edge_pki import csr
+from tests.observability import scraped
 
 TRUST_DOMAIN = "cloudhub.local"
 HUB_NAME = f"hub.{TRUST_DOMAIN}"
@@ -44,12 +45,14 @@ def hello(**fields: Any) -> dict[str, Any]:
 
 
 def objects(hub: Hub) -> dict[str, str]:
-    """Every object's resourceVersion by its path; events left out. Nodes that connect change theirs."""
+    """Every object's resourceVersion by its path, of a Node its UID, for the silence of one is noted by and by; events left
+    out."""
     found: dict[str, str] = {}
     for kind in KINDS:
         for item in hub.api("GET", kind)["items"]:
             meta = item["metadata"]
-            found[f"{kind} {meta.get('namespace', '-')}/{meta['name']}"] = meta["resourceVersion"]
+            state = meta["uid"] if kind.endswith("/nodes") else meta["resourceVersion"]
+            found[f"{kind} {meta.get('namespace', '-')}/{meta['name']}"] = state
     return found
 
 
@@ -64,12 +67,11 @@ def nodes(hub: Hub) -> set[str]:
 
 def figures(hub: Hub) -> dict[str, float]:
     """The edge port's figures, and as closed.REASON the connections that it closed."""
-    found: dict[str, float] = {}
-    for line in hub.api("GET", "/metrics").splitlines():
-        name, _, rest = line.partition("{")
-        if name in ("cloudhub_edge", "cloudhub_edge_closed"):
-            prefix = "closed." if name.endswith("closed") else ""
-            found[prefix + rest.split('"')[1]] = float(rest.rpartition(" ")[2])
+    text = hub.api("GET", "/metrics")
+    found = scraped.figures(text, "cloudhub.edge")
+    for name, labels, value in scraped.samples(text):
+        if name == "cloudhub_edge_closed_total":
+            found["closed." + labels["reason"]] = value
     return found
 
 
@@ -265,3 +267,13 @@ class Impostor:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join(15)
+
+
+def client_hello() -> bytes:
+    """The first flight of a TLS client."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client = context.wrap_bio(incoming, outgoing, server_hostname=HUB_NAME)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return outgoing.read()

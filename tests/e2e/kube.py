@@ -35,6 +35,11 @@ class Kube:
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}},
         )
 
+    @property
+    def is_current(self) -> bool:
+        """A kubectl of today, which has commands that Debian's 1.20 lacks."""
+        return "1.20" not in os.path.basename(self.binary)
+
     def __call__(
         self, *arguments: str, code: int | None = 0, stdin: str | None = None, editor: str = ""
     ) -> str:

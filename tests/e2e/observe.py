@@ -14,19 +14,18 @@ from edgelite.desired import DOCUMENT, decode_document
 from edgelite.journal import Journal
 from edgelite.port import Files
 from tests.e2e.cluster import Agent, Cluster, Hub, wait_for
+from tests.observability import scraped
 
-_SAMPLE = re.compile(r'^(\w+)\{\w+="([^"]*)"\} ([0-9.e+]+)$', re.MULTILINE)
+_CLOSED = re.compile(r'^cloudhub_edge_closed_total\{reason="([^"]*)"\} (\S+)$', re.MULTILINE)
 
 
 def figures(hub: Hub) -> dict[str, float]:
     """The edge port's figures (`hub.gateway.Gateway.stats`); how connections ended as `closed <reason>`."""
     found: dict[str, float] = {}
-    for family, label, value in _SAMPLE.findall(hub.api("GET", "/metrics")):
-        if family == "cloudhub_edge":
-            found[label] = float(value)
-        elif family == "cloudhub_edge_closed":
-            found[f"closed {label}"] = float(value)
-    return found
+    text = hub.api("GET", "/metrics")
+    for label, value in _CLOSED.findall(text):
+        found[f"closed {label}"] = float(value)
+    return found | scraped.figures(text, "cloudhub.edge")
 
 
 def wait_heartbeats(hub: Hub, nodes: int = 1, each: int = 3) -> None:

@@ -14,6 +14,8 @@ import orjson
 from hub import cli, desired, documents
 from hub.objects import Resource
 
+_render_pod, _render_config = documents.render_pod, documents.render_config
+
 
 def _otherwise(body: bytes) -> bytes:
     fields = {**orjson.loads(body), "rendering": {"of": "another release", "number": 2}}
@@ -21,15 +23,20 @@ def _otherwise(body: bytes) -> bytes:
 
 
 def render_pod(pod: Mapping[str, Any]) -> bytes:
-    return _otherwise(documents.render_pod(pod))
+    return _otherwise(_render_pod(pod))
 
 
 def render_config(res: Resource, obj: Mapping[str, Any]) -> bytes:
-    return _otherwise(documents.render_config(res, obj))
+    return _otherwise(_render_config(res, obj))
 
 
-if __name__ == "__main__":
+def install() -> None:
+    """Makes the hub of this process render so."""
     documents.SPEC_DEFAULTS = documents.CONTAINER_DEFAULTS = {}  # type: ignore[misc]
     desired.render_pod = render_pod  # type: ignore[attr-defined]
     desired.render_config = render_config  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    install()
     sys.exit(cli.main())

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from edgelite import wire
-from tests.e2e.cluster import ROOT, Agent, Cluster, Hub, free_port, running_cluster, wait_for
+from tests.e2e.cluster import ROOT, Agent, Cluster, Hub, running_cluster, wait_for
 from tests.e2e.hostile import HUB_NAME, Impostor, authority, forge, nodes, objects
+from tests.ports import free_port
 
 FAILED, USAGE, IN_USE = 1, 2, 3
 

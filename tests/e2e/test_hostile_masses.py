@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from edgelite import wire
-from tests.e2e.cluster import sleeper, wait_for
-from tests.e2e.hostile import HUB_NAME, enrolled, figures, hello, peer, stranger, wait_heartbeats
+from tests.e2e.cluster import Hub, sleeper, wait_for
+from tests.e2e.hostile import client_hello, enrolled, figures, hello, peer, stranger, wait_heartbeats
 from tests.e2e.hostile_fleet import PODS, Fleet
+from tests.e2e.steady import Steady, enough
+
+HALF_OPEN = 10_000
 
 
 @contextlib.contextmanager
@@ -29,30 +32,24 @@ def descriptors(count: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def client_hello() -> bytes:
-    """The first flight of a TLS client."""
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client = context.wrap_bio(incoming, outgoing, server_hostname=HUB_NAME)
-    with contextlib.suppress(ssl.SSLWantReadError):
-        client.do_handshake()
-    return outgoing.read()
-
-
-def test_a_thousand_connections_that_never_finish_the_handshake_disturb_nobody(
-    fleet: Fleet, tmp_path: Path
+def test_ten_thousand_connections_that_never_finish_the_handshake_disturb_nobody(
+    fleet: Fleet, watched: Steady, tmp_path: Path
 ) -> None:
-    """Some say nothing, some stop within the ClientHello, some after it."""
+    """From 250 addresses. Some say nothing, some stop within the ClientHello, some after it."""
     hub, flight = fleet.hub, client_hello()
-    crowded = figures(hub).get("closed.handshake-crowded", 0)
-    with descriptors(1000), contextlib.ExitStack() as stack:
-        for n in range(1000):
-            sock = stack.enter_context(socket.create_connection(("127.0.0.1", hub.edge_port), timeout=30))
+    before = gone(hub)
+    with descriptors(HALF_OPEN), contextlib.ExitStack() as stack:
+        for n in range(HALF_OPEN):
+            source = (f"127.0.{1 + n % 10}.{1 + n // 10 % 25}", 0)
+            sock = stack.enter_context(
+                socket.create_connection(("127.0.0.1", hub.edge_port), timeout=30, source_address=source)
+            )
             with contextlib.suppress(ConnectionError):
                 sock.sendall((b"", flight[:100], flight)[n % 3])
-        wait_for(lambda: figures(hub)["accepted"] >= 1000, "all are accepted")
+        wait_for(
+            lambda: gone(hub) - before >= HALF_OPEN - 512, "the oldest made room, or others wait outside"
+        )
         assert figures(hub)["handshaking"] <= 512
-        assert figures(hub).get("closed.handshake-crowded", 0) - crowded >= 480, "the oldest made room"
         wait_heartbeats(hub, 3)
         assert "good" in fleet.cluster.kubectl("get", "nodes")
         newcomer = enrolled(hub, "newcomer", tmp_path / "newcomer")
@@ -60,7 +57,14 @@ def test_a_thousand_connections_that_never_finish_the_handshake_disturb_nobody(
             one.send(wire.HELLO, hello())
             assert one.receive(wire.WELCOME)["proto"] == 1
         hub.api("DELETE", "/api/v1/nodes/newcomer")
+        enough(watched, reports=2)
         wait_for(lambda: figures(hub)["handshaking"] == 0, "the hub has given up on them")
+
+
+def gone(hub: Hub) -> float:
+    """Connections that the hub has closed or refused, for whatever reason, or that wait outside."""
+    counted = ("refused", "handshakes_waiting")
+    return sum(v for name, v in figures(hub).items() if name.startswith("closed.") or name in counted)
 
 
 def test_who_connects_and_says_nothing_is_closed(fleet: Fleet) -> None:
@@ -69,26 +73,27 @@ def test_who_connects_and_says_nothing_is_closed(fleet: Fleet) -> None:
         silent += [stack.enter_context(peer(fleet.hub, fleet.mallory.client())) for _ in range(10)]
         with concurrent.futures.ThreadPoolExecutor(20) as pool:
             list(pool.map(lambda one: one.wait_closed(), silent))
-        assert figures(fleet.hub)["closed.idle"] >= 20
+        closed = figures(fleet.hub)
+        assert closed["closed.idle"] >= 14 and closed["closed.superseded"] >= 6, "of one node four at a time"
 
 
-def test_a_flood_of_pings_is_cut_off_and_the_others_are_served(fleet: Fleet) -> None:
+def test_a_flood_of_pings_is_read_no_faster_than_allowed_and_the_others_are_served(fleet: Fleet) -> None:
     """Nobody reads the PONGs either."""
     flood = wire.frame(wire.PING) * 1000
+    before = figures(fleet.hub).get("throttled", 0)
     with peer(fleet.hub, fleet.mallory.client()) as one:
         one.send(wire.HELLO, hello())
         one.receive(wire.WELCOME)
-        one.sock.settimeout(60)
+        one.sock.settimeout(3)
         with pytest.raises((ConnectionError, ssl.SSLError, TimeoutError)):
-            # Until it is cut off, which the test's own time limit bounds: what it sends behind the good-bye is thrown away
-            # faster than it could be handled.
+            # Until the hub's back-pressure holds it up, or it is closed as slow; the test's own time limit bounds it.
             for n in itertools.count():
                 one.raw(flood)
                 if n == 5:
                     assert "good" in fleet.cluster.kubectl("get", "nodes")
-    closed = figures(fleet.hub)
-    assert closed.get("closed.overload", 0) + closed.get("closed.slow", 0) >= 1, closed
-    assert figures(fleet.hub)["backlog_bytes"] < 9 << 20
+        wait_heartbeats(fleet.hub, 2)
+        assert figures(fleet.hub)["backlog_bytes"] < 9 << 20
+    assert figures(fleet.hub)["throttled"] > before
 
 
 def test_a_peer_that_reads_nothing_costs_the_hub_a_window_and_no_more(fleet: Fleet) -> None:

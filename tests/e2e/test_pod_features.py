@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.cluster import free_port, wait_for
+from tests.e2e.cluster import wait_for
 from tests.e2e.kube import PATIENCE, Kube, config_map, process_template, secret
+from tests.ports import free_port
 
 WAIT_S = 60.0
 pytestmark = pytest.mark.parametrize("kube", ["current"], indirect=True)

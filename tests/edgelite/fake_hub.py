@@ -11,8 +11,9 @@ from typing import Any
 
 from edgelite import wire
 from security import join, tls
-from security.ca import BadRequest, CertificateAuthority, request_key_sha256
-from security.policy import JOINING, admit, message_bytes_max
+from security.ca import CertificateAuthority
+from security.policy import OWN, STRANGER, judge, message_bytes_max
+from security.requests import BadRequest, request_key_sha256
 
 TD = "cloudhub.local"
 
@@ -69,10 +70,10 @@ class FakeHub:
                 raw.close()
 
     def _connection(self, channel: ssl.SSLSocket) -> None:
-        decoder = wire.Decoder(message_bytes_max=message_bytes_max(JOINING))
+        decoder = wire.Decoder(message_bytes_max=message_bytes_max(STRANGER))
         while data := channel.recv(65536):
             for kind, _, body in decoder.feed(data):
-                assert admit(JOINING, kind, len(body)) is None
+                assert judge(STRANGER, kind, OWN, len(body)) is None
                 if self.raw is not None:
                     channel.sendall(self.raw)
                     return

@@ -39,6 +39,14 @@ class MemoryFiles:
     def read(self, path):
         return self.data[path]
 
+    def size(self, path):
+        return len(self.data.get(path, b""))
+
+    def parts(self, path):
+        if path not in self.data:
+            raise OSError(2, "No such file or directory")
+        yield self.data[path]
+
     def create(self, path):
         self.spend(0)
         self.data[path] = b""

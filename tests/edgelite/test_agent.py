@@ -1,10 +1,12 @@
 import json
+import os
+import socket
 import threading
 import time
 
 import pytest
 
-from edgelite import credentials, wire
+from edgelite import credentials, p256, wire
 from edgelite.agent import Agent
 from edgelite.config import Config, Locked, PidFile, load_membership
 from edgelite.console import Log
@@ -120,7 +122,7 @@ class FaultyFiles(Files):
 class Running:
     """An agent in a thread, against a scripted hub."""
 
-    def __init__(self, tmp_path, monkeypatch, hub, config=None, host=None):
+    def __init__(self, tmp_path, monkeypatch, hub, config=None, host=None, edge=""):
         self.data_dir = str(tmp_path / "node")
         self.files = FaultyFiles()
         monkeypatch.setattr("edgelite.agent.Files", lambda: self.files)
@@ -132,6 +134,7 @@ class Running:
         config = config or Config(runtime="process")
         host = host or Host()
         membership = load_membership(self.data_dir)
+        membership.edge = edge or membership.edge
         self.parts = FakeParts(self.data_dir, config, host, membership.node)
         self.agent = Agent(self.data_dir, config, membership, host, Log("debug", self.log), self.parts)
         self.workloads = self.parts.made
@@ -369,6 +372,32 @@ def test_a_redirect_is_followed_at_most_twice(hub, start, tmp_path):
     joined(hub)
 
 
+def test_the_hub_is_told_of_redirects_and_of_an_owner_that_does_not_answer(hub, start):
+    start()
+    connection = hub.accept()
+    assert "redirects" not in connection.expect(wire.HELLO)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nobody = f"127.0.0.1:{server.getsockname()[1]}"
+    connection.send(wire.REDIRECT, {"to": nobody})
+    connection = hub.accept()
+    hello = connection.expect(wire.HELLO)
+    assert (hello["redirects"], hello["unreached"]) == (1, nobody)
+    connection.send(wire.REDIRECT, {"to": hub.address})
+    connection = hub.accept()
+    assert connection.expect(wire.HELLO)["redirects"] == 2
+    connection.welcome("match")
+    connection.expect(wire.REPORT)
+
+
+def test_a_dead_replica_is_passed_over_at_once(hub, start):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nobody = f"127.0.0.1:{server.getsockname()[1]}"
+    agent = start(edge=f"{nobody}, {hub.address},{nobody}")
+    joined(hub)
+    paused = [line for line in agent.log.find("not connected") if "retry_s" in line]
+    assert paused == []
+
+
 def test_a_clone_backs_off_as_long_as_the_hub_says_and_shows_it(hub, start):
     agent = start()
     connection, _ = joined(hub)
@@ -434,6 +463,45 @@ def test_a_certificate_is_renewed_over_the_channel_at_half_life(hub, start, tmp_
     connection.close()
     joined(hub)
     assert agent.log.find("the new certificate is installed")
+
+
+def test_a_node_of_another_trust_domain_asks_for_no_renewal_and_connects_with_what_is_put_in_place(
+    hub, start, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("edgelite.agent.IDENTITY_LOOK_S", 0.05)
+    node = str(tmp_path / "node")
+    hub.enrol(node, ttl_s=600)
+    facts = credentials.load_facts(node)
+    credentials.write_file(node, credentials.FACTS, json.dumps({**facts, "trust_domain": "partner.example"}))
+
+    def replaced():
+        """What an agent of its own authority does: another key and certificate, in one file."""
+        private = p256.generate(os.urandom(p256.ENTROPY_BYTES))
+        csr = p256.request_pem(private, "n1")
+        cert = hub.ca.issue_node(csr, NodeId(DOMAIN, "default", "n1", "n1"), time.time())
+        credentials.write_file(node, credentials.IDENTITY, cert + p256.private_pem(private))
+
+    class Later(Host):
+        def wall(self):
+            return time.time() + 400
+
+    agent = start(host=Later())
+    connection, _ = joined(hub)
+    connection.expect(wire.REPORT, wire.PING)
+    first = connection.channel.getpeercert()["serialNumber"]
+    replaced()
+    assert connection.expect(wire.GOAWAY, wire.REPORT, wire.PING, wire.ACK)["code"] == "resync"
+    connection, _ = joined(hub)
+    assert connection.channel.getpeercert()["serialNumber"] != first
+    # Its certificate has ended, says the hub: it does not ask to be taken back, and is there with the next one.
+    connection.send(
+        wire.GOAWAY, {"code": "denied", "message": "ended", "retry_s": 0.0, "reason": "CertificateExpired"}
+    )
+    connection.close()
+    until(lambda: agent.log.find("has to renew it and replace identity.pem"))
+    replaced()
+    joined(hub)
+    assert not agent.log.find("asking")
 
 
 def test_a_renewal_that_fails_changes_nothing(hub, start, tmp_path):
@@ -554,5 +622,27 @@ def test_the_status_file_tells_where_the_agent_is(hub, start, tmp_path):
     path = tmp_path / "node" / "status.json"
     status = until(lambda: [s for s in [json.loads(path.read_text())] if s["state"] == "connected"])[0]
     assert (status["node"], status["hub"]) == ("n1", hub.address)
+    synced = until(lambda: json.loads(path.read_text())["synced"])
+    assert abs(time.time() - synced) < 60
     agent.stop()
-    assert not (tmp_path / "node" / "status.json").exists()
+    status = json.loads(path.read_text())
+    assert (status["state"], status["synced"]) == ("stopped", synced)
+
+
+def test_an_agent_whose_journal_has_lost_its_end_begins_anew_once_and_reports_all_again(hub, start):
+    agent = start()
+    connection, first = joined(hub)
+    connection.close()
+    connection = hub.accept()
+    connection.expect(wire.HELLO)
+    # As to one of two machines: the hub has seen a later start of this journal.
+    connection.send(wire.GOAWAY, {"code": "superseded", "message": "a newer one is here", "retry_s": 0})
+    connection, again = joined(hub)
+    assert again["inc"] != first["inc"] and (again["boot"], again["conn"]) == (1, 1)
+    assert ("resync", "") in agent.workloads.calls
+    assert agent.log.find("its journal has lost what was written last")
+    connection.close()
+    connection = hub.accept()
+    connection.expect(wire.HELLO)
+    connection.send(wire.GOAWAY, {"code": "superseded", "message": "a newer one is here", "retry_s": 0})
+    assert joined(hub)[1]["inc"] == again["inc"], "if there are two, the hub is to find them"

@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 from edgelite import der, p256
 from security import identity
-from security.ca import CertificateAuthority, request_key_sha256
+from security.ca import CertificateAuthority
+from security.requests import request_key_sha256
 
 SEED = 20261121
 

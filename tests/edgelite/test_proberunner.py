@@ -10,6 +10,7 @@ import pytest
 from edgelite import proberunner
 from edgelite.loop import Loop, Wait, now
 from edgelite.runtimes.base import Runtime, RuntimeFailure
+from tests.ports import free_port
 
 
 class Execs(Runtime):
@@ -75,11 +76,6 @@ def server(*answers, context=None):
 
 def http(status, *headers):
     return "\r\n".join([f"HTTP/1.1 {status} x", *headers, "Content-Length: 0", "", ""]).encode()
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as s:
-        return s.getsockname()[1]
 
 
 def test_an_answer_in_the_200s_is_a_success_and_the_request_is_whole():

@@ -589,3 +589,23 @@ def test_more_unsynced_documents_than_the_bound_end_the_connection():
     assert edge.last(Close) is None
     edge.get(wire.DEL, {"k": "pod/x", "r": 1}, sync=False)
     assert edge.last(Close).code == "protocol"
+
+
+def test_the_context_of_a_trace_comes_back_with_the_acknowledgement():
+    edge = Edge()
+    edge.connect()
+    edge.welcome()
+    trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
+
+    def traced(key, document, context, sync=True):
+        header = {"k": key, "v": version_of(document), "r": 11, "t": context}
+        return edge.get(wire.SET, wire.set_body(json.dumps(header).encode(), document), sync=sync)
+
+    assert traced("pod/a", b"1", trace, sync=False) == []
+    sent = traced("pod/b", b"2", trace)
+    assert sent == [
+        (wire.ACK, {"a": [["pod/a", version_of(b"1")], ["pod/b", version_of(b"2")]], "t": [trace]})
+    ]
+    assert "t" not in edge.set("pod/c", b"3")[0][1]
+    for odd in (7, {"x": 1}, "x" * 1000, ""):
+        assert "t" not in traced("pod/d", b"4", odd)[0][1]

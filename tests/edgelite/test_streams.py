@@ -8,6 +8,11 @@ from edgelite.runtimes.base import RuntimeFailure
 from edgelite.streams import STREAMS_MAX, Streams
 
 
+def no_inside(request):
+    raise AssertionError("these tests open logs only")
+    yield
+
+
 class Bench:
     """Streams over a fake connection; `source` is the runtime's log generator."""
 
@@ -16,7 +21,7 @@ class Bench:
         self.sent = []
         self.room = True
         self.streams = Streams(
-            self.loop, source, lambda k, s, b: self.sent.append((k, s, b)), lambda: self.room
+            self.loop, source, no_inside, lambda k, s, b: self.sent.append((k, s, b)), lambda: self.room
         )
 
     def open(self, stream=1, credit=10, **more):
@@ -48,6 +53,22 @@ def bench():
     yield make
     for one in made:
         one.loop.close()
+
+
+def test_usage_is_told_where_the_agent_knows_it(bench):
+    made = bench(numbers)
+    made.open(kind="usage")
+    assert made.closed()[0]["error"]["code"] == "Unsupported"
+
+    def usage(out):
+        yield from out.write(b"x" * 25)
+
+    made.streams._usage = usage
+    made.open(stream=3, kind="usage", credit=10)
+    assert made.data(3) == b"x" * 10, "it waits for credit"
+    made.streams.message(wire.CREDIT, 3, 100)
+    made.turns()
+    assert made.data(3) == b"x" * 25 and made.closed()[1:] == [{}]
 
 
 def numbers(uid, container, options, out):
@@ -133,3 +154,4 @@ def test_an_unknown_kind_is_refused_and_a_stream_cannot_be_opened_twice(bench):
     assert "which is open" in b.open(3)
     assert b.streams.message(wire.OPEN, 5, []) == "OPEN without a request"
     assert b.streams.message(wire.CREDIT, 3, -1) == "negative credit"
+    assert b.streams.message(wire.DATA, 3, b"x") == "DATA on a stream that takes none"

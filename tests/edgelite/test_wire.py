@@ -84,3 +84,20 @@ def test_every_type_has_a_name():
     assert len(constants) == len(wire.NAMES)
     for name in constants:
         assert wire.NAMES[getattr(wire, name)] == name
+
+
+def test_a_frame_that_comes_byte_by_byte_is_not_copied_for_each_of_them():
+    """Else a peer could make a megabyte be copied for every byte that it sends."""
+    body = bytes(3000)
+    data = wire.frame(wire.REPORT, body)
+    decoder = Decoder()
+    assert decoder.feed(data[:10]) == []
+    held = decoder._buffer
+    for at in range(10, len(data) - 1):
+        assert decoder.feed(data[at : at + 1]) == []
+        assert decoder._buffer is held
+    assert decoder.held_bytes() == len(data) - 1
+    assert decoder.feed(data[-1:] + wire.frame(wire.PING)[:3]) == [(wire.REPORT, 0, body)]
+    assert decoder.held_bytes() == 3
+    assert decoder.feed(wire.frame(wire.PING)[3:]) == [(wire.PING, 0, b"")]
+    assert decoder.held_bytes() == 0

@@ -147,8 +147,8 @@ class FakeRuntime(Runtime):
 class Node:
     """An agent's worth of workloads; `crash` throws the driver away as kill -9 would, and makes a new one."""
 
-    def __init__(self, root, runtime=None, tmpfs=None):
-        self.root, self.tmpfs = str(root), tmpfs
+    def __init__(self, root, runtime=None, tmpfs=None, vault=None, view=None):
+        self.root, self.tmpfs, self.vault, self.view = str(root), tmpfs, vault, view
         self.runtime = runtime or FakeRuntime()
         self.store, self.clock = Store(), Clock()
         self.reports = []
@@ -169,6 +169,8 @@ class Node:
             self.store,
             self.clock,
             tmpfs=self.tmpfs,
+            vault=self.vault,
+            view=self.view,
         )
         for key, body in self.docs.items():
             self.workloads.set(key, body)
@@ -495,8 +497,8 @@ def test_warnings_become_one_event(node):
     [
         ({"volumes": [{"name": "v", "nfs": {"server": "x", "path": "/"}}]}, "spec.volumes[0].nfs"),
         (
-            {"volumes": [{"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]},
-            "serviceAccountToken",
+            {"volumes": [{"name": "v", "projected": {"sources": [{"clusterTrustBundle": {"path": "t"}}]}}]},
+            "clusterTrustBundle",
         ),
     ],
 )

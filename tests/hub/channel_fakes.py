@@ -18,12 +18,16 @@ class FakeDocs:
         self.revision = 10
         self.bodies: dict[str, bytes] = {}
         self.documents: dict[str, Document] = {}
+        self.unknown: set[str] = set()
 
     def of(self, node: str) -> Mapping[str, Document]:
         return self.documents
 
     def body(self, document: Document) -> bytes | None:
         return self.bodies.get(document.version)
+
+    def withhold(self, node: str, key: str) -> bool:
+        return key in self.unknown
 
     def put(self, key: str, body: bytes) -> str:
         self.revision += 1

@@ -9,18 +9,20 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from security.ca import CertificateAuthority
 from security.identity import NodeId
+from security.keys import P256, KeySource
 from security.tls import client_context, edge_server_context
 
 TRUST_DOMAIN = "cloudhub.local"
 
 
 class Pki:
-    """One authority, one hub certificate, and one key that all simulated nodes share (keys cost most of the time)."""
+    """One authority, one hub certificate, both with keys of `algorithm`, and one key that all simulated nodes share (keys
+    cost most of the time)."""
 
-    def __init__(self, directory: str) -> None:
-        self.ca = CertificateAuthority.open(directory)
+    def __init__(self, directory: str, algorithm: str = P256) -> None:
+        self.ca = CertificateAuthority.open(directory, source=KeySource(algorithm))
         self.hub_cert, self.hub_key = self.ca.issue_hub(
-            "hub-0", TRUST_DOMAIN, ["localhost"], ["127.0.0.1"], time.time()
+            "hub-0", TRUST_DOMAIN, ["localhost"], ["127.0.0.1"], time.time(), algorithm
         )
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.key_pem = self.key.private_bytes(

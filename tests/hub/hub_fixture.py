@@ -1,4 +1,4 @@
-"""A hub's channel in the test's process: memory store, informers, ownership, gateway; and a fleet to talk to it."""
+"""A hub's channel in the test's process: memory store, share, ownership, gateway; and a fleet to talk to it."""
 
 import asyncio
 import contextlib
@@ -8,25 +8,28 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from hub.gateway import Gateway
-from hub.informer import Informers
-from hub.objects import CONFIGMAPS, EVENTS, NODES, PODS, SECRETS, Keys, Resource
-from hub.ownership import Ownership
+from hub.objects import NODES, PODS, Keys, Resource
 from hub.peers import GatewayConfig
+from hub.policies.watching import Policies
 from hub.registry import Object, Registry, Stored
+from hub.share import Share
+from hub.slots import Loader
 from hub.store.memory import MemoryStore
 from security.identity import NodeId
+from shards.ownership import Ownership
+from tests.hub.alone import Ownership as Alone
 from tests.hub.edge_pki import TRUST_DOMAIN, Pki
 from tests.sim.fleet import Fleet, SimNode
 
 
-async def until(condition: Callable[[], Any], seconds: float = 5.0, what: str = "the condition") -> None:
+async def until(condition: Callable[[], Any], seconds: float = 30.0, what: str = "the condition") -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come true in time"
         await asyncio.sleep(0.005)
 
 
-async def eventually(ask: Callable[[], Awaitable[Any]], seconds: float = 5.0) -> Any:
+async def eventually(ask: Callable[[], Awaitable[Any]], seconds: float = 30.0) -> Any:
     """The first true answer."""
     deadline = time.monotonic() + seconds
     while True:
@@ -56,18 +59,28 @@ class Hub:
         store: MemoryStore,
         pki: Pki,
         gateway: Gateway,
-        informers: Informers,
+        share: Share,
         registry: Registry,
         clock: Clock,
     ) -> None:
-        self.store, self.pki, self.gateway, self.informers = store, pki, gateway, informers
+        self.store, self.pki, self.gateway, self.share = store, pki, gateway, share
         self.registry, self.clock = registry, clock
         self.address = ("", 0)
         self.fleet: Fleet
 
+    async def reached(self, stored: Stored) -> None:
+        """Returns when the gateway knows of `stored`, a Node; at once where its slot is not here."""
+        await self.share.at_least(int(stored.partition), stored.revision)
+
     def sim(self, name: str, affinity: str | None = None) -> SimNode:
         """A simulated node with a certificate, not connected."""
         return self.fleet.node(name, self.pki.client(name, affinity))
+
+    def sim_stranger(self) -> SimNode:
+        """A peer without a certificate, not connected."""
+        peer = self.fleet.node(f"stranger-{len(self.fleet.nodes)}", self.pki.client(None))
+        peer.stranger = True
+        return peer
 
     async def enrol(self, name: str, affinity: str | None = None) -> SimNode:
         """As a join would: a Node, and the simulated node for it."""
@@ -75,10 +88,10 @@ class Hub:
 
         node = new_node(NodeId(TRUST_DOMAIN, "default", affinity or name, name))
         stored = await self.registry.create(NODES, node)
-        await self.informers.of(NODES).at_least(stored.revision)
+        await self.reached(stored)
         return self.sim(name, affinity)
 
-    async def connect(self, node: SimNode, seconds: float = 5.0) -> dict[str, Any]:
+    async def connect(self, node: SimNode, seconds: float = 30.0) -> dict[str, Any]:
         """Connects and returns WELCOME."""
         node.connect()
         await until(lambda: node.welcome or node.goaway, seconds, f"WELCOME of {node.name}")
@@ -101,19 +114,29 @@ class Hub:
 
 
 @contextlib.asynccontextmanager
-async def hub(pki: Pki, store: MemoryStore | None = None, **config: Any) -> AsyncIterator[Hub]:
+async def hub(
+    pki: Pki,
+    store: MemoryStore | None = None,
+    ownership: Ownership | None = None,
+    loader: Loader | None = None,
+    policies: Policies | None = None,
+    **config: Any,
+) -> AsyncIterator[Hub]:
+    """A hub that owns everything, or what `ownership` says."""
     store = store or MemoryStore(slots=16)
     keys = Keys()
     registry = Registry(store, keys)
     clock = Clock()
-    own = await Ownership.claim_all(
+    own: Ownership = ownership or await Alone.claim_all(
         store, keys, "hub-0", now=time.time(), random_id=lambda: secrets.token_hex(8)
     )
-    informers = Informers(store, keys, (PODS, NODES, CONFIGMAPS, SECRETS, EVENTS))
-    running = asyncio.create_task(informers.run())
+    share = Share(store, keys)
+    running = asyncio.create_task(share.run())
     settings = GatewayConfig(**{"host": "127.0.0.1", "port": 0, **config})
-    gateway = Gateway(registry, informers, own, pki.ca, pki.server(), settings, now=clock)
-    made = Hub(store, pki, gateway, informers, registry, clock)
+    gateway = Gateway(
+        registry, share, own, pki.ca, pki.server(), settings, loader=loader, policies=policies, now=clock
+    )
+    made = Hub(store, pki, gateway, share, registry, clock)
     fleet: Fleet | None = None
     try:
         made.address = await gateway.start()
@@ -148,4 +171,20 @@ def configmap(name: str, **data: str) -> Object:
         "kind": "ConfigMap",
         "metadata": {"name": name, "namespace": "default"},
         "data": data,
+    }
+
+
+def device(name: str, node: str, uid: str | None = None, **spec: Any) -> Object:
+    """A device with a temperature and a setpoint, as the API stores it."""
+    meta: Object = {"name": name, "namespace": "default", "generation": 1}
+    if uid is not None:
+        meta["uid"] = uid
+    temperature = {"name": "temperature", "type": "number", "unit": "Cel", "minimum": -20, "maximum": 120}
+    setpoint = {"name": "setpoint", "type": "integer", "access": "ReadWrite", "minimum": 5, "maximum": 90}
+    return {
+        "apiVersion": "cloudhub.dev/v1alpha1",
+        "kind": "Device",
+        "metadata": meta,
+        "spec": {"nodeName": node, "properties": [temperature, setpoint], **spec},
+        "status": {},
     }

@@ -10,21 +10,25 @@ from typing import Any
 
 import aiohttp
 
-from hub import objects
-from hub.api.auth import MASTERS, User, authenticate
+from hub.api.auth import Authenticator
 from hub.api.server import ApiServer, Config, Limits, Timing
 from hub.deletion import ensure_namespaces
-from hub.informer import Informers
 from hub.objects import Keys
 from hub.registry import Registry
 from hub.store.memory import MemoryStore
 from observability.metrics import Metrics
+from security.rbac import MASTERS, User
 
 Object = dict[str, Any]
 DEADLINE_S = 10.0
 
 
 def master(_cert: Mapping[str, Any] | None, _now: float) -> User:
+    return User("admin", (MASTERS,))
+
+
+async def identified(_cert: Mapping[str, Any] | None, _headers: Mapping[str, str], _now: float) -> User:
+    """Everybody is the administrator."""
     return User("admin", (MASTERS,))
 
 
@@ -49,10 +53,10 @@ class Reply:
 class Hub:
     """The server and a client of it."""
 
-    def __init__(self, store: MemoryStore, registry: Registry, informers: Informers, api: ApiServer) -> None:
+    def __init__(self, store: MemoryStore, registry: Registry, api: ApiServer, metrics: Metrics) -> None:
+        self.metrics = metrics
         self.store = store
         self.registry = registry
-        self.informers = informers
         self.api = api
         self.url = ""
         self.port = 0
@@ -123,41 +127,46 @@ class Watch:
 @contextlib.asynccontextmanager
 async def hub(
     *,
+    store: MemoryStore | None = None,
     tls: ssl.SSLContext | None = None,
     limits: Limits | None = None,
     timing: Timing | None = None,
     authenticator: Callable[[Mapping[str, Any] | None, float], User] | None = None,
+    elsewhere: str = "",
     **options: Any,
 ) -> AsyncIterator[Hub]:
     """A running hub with the system namespaces."""
-    store, keys = MemoryStore(slots=16), Keys()
-    registry, informers = Registry(store, keys), Informers(store, keys, objects.RESOURCES)
+    store = store or MemoryStore(slots=16)
+    registry = Registry(store, Keys())
     metrics = Metrics()
-    config = Config(("127.0.0.1", 0), "test", limits or Limits(), timing or Timing())
+    asked = authenticator or (None if tls else master)
+
+    async def identify(cert: Any, headers: Mapping[str, str], now: float) -> User:
+        if asked is not None:
+            return asked(cert, now)
+        return await Authenticator(options.get("tokens"), trust_domain="cloudhub.local").user(
+            cert, headers, now
+        )
+
+    config = Config(("127.0.0.1", 0), "test", elsewhere, limits or Limits(), timing or Timing())
     api = ApiServer(
         registry,
-        informers,
         tls,
         config,
         metrics,
-        authenticator=authenticator or (authenticate if tls else master),
+        identify=identify,
         **options,
     )
-    running = Hub(store, registry, informers, api)
-    async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(informers.run())
-        await informers.synced()
-        await ensure_namespaces(registry)
-        host, running.port = await api.start()
-        running.url = f"{'https' if tls else 'http'}://{host}:{running.port}"
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as running.http:
-            try:
-                yield running
-            finally:
-                await running.http.close()
-                await api.stop(2.0)
-                metrics.close()
-                task.cancel()
+    running = Hub(store, registry, api, metrics)
+    await ensure_namespaces(registry)
+    host, running.port = await api.start()
+    running.url = f"{'https' if tls else 'http'}://{host}:{running.port}"
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as running.http:
+        try:
+            yield running
+        finally:
+            await running.http.close()
+            await api.stop(2.0)
 
 
 def pod(name: str, **spec: Any) -> Object:

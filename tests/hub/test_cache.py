@@ -2,6 +2,7 @@ import orjson
 
 from hub.cache import Cache, Entry, by_namespace, by_node, by_owner
 from hub.objects import PODS, PodView
+from hub.share import placed
 
 
 def cache() -> Cache[PodView]:
@@ -60,3 +61,24 @@ def test_iteration_survives_changes_of_the_cache() -> None:
     for found in held:
         held.drop(found.key)
     assert len(held) == 0
+
+
+def test_a_slim_cache_keeps_less_of_the_view_and_all_of_the_bytes() -> None:
+    held: Cache[PodView] = Cache(PODS, {"node": by_node}, slim=placed)
+    raw = {
+        "metadata": {
+            "name": "p",
+            "namespace": "d",
+            "uid": "u",
+            "labels": {"a": "b"},
+            "deletionTimestamp": "t",
+        },
+        "spec": {"nodeName": "n"},
+        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
+    }
+    made = held.entry(("d", "p"), "0001", 1, orjson.dumps(raw))
+    held.put(made)
+    (found,) = held.find("node", "n")
+    assert (found.meta.uid, found.meta.name, found.meta.deletionTimestamp) == ("u", "p", "t")
+    assert (found.meta.labels, found.view.status.conditions) == (None, None)
+    assert orjson.loads(found.raw()) == raw

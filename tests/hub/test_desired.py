@@ -1,6 +1,8 @@
 """Which documents a node has, against a dumb twin that works it out from the whole store."""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 from hypothesis import given, settings
@@ -9,35 +11,52 @@ from hypothesis import strategies as st
 from hub.desired import Bodies, Desired
 from hub.documents import pod_key, references, render_config, render_pod
 from hub.errors import ApiError
-from hub.informer import Informers
-from hub.objects import CONFIGMAPS, PODS, SECRETS, Keys
+from hub.objects import CONFIGMAPS, NODES, PODS, Keys
 from hub.registry import Object, Registry
+from hub.share import Share
 from hub.store.memory import MemoryStore
 from tests.hub.channel_fakes import version
 from tests.hub.hub_fixture import configmap, pod
 
-NODES = ["n1", "n2"]
+NAMES = ["n1", "n2"]
 
 
 class World:
     def __init__(self, bodies_bytes_max: int = 1 << 20) -> None:
         self.store = MemoryStore(slots=4)
         self.registry = Registry(self.store, Keys())
-        self.informers = Informers(self.store, Keys(), (PODS, CONFIGMAPS, SECRETS))
+        self.share = Share(self.store, Keys())
         self.told: list[tuple[str, str]] = []
         self.desired = Desired(
-            self.informers.of(PODS),
-            self.informers.of(CONFIGMAPS),
-            self.informers.of(SECRETS),
+            self.share.pods,
+            self.share.configmaps,
+            self.share.secrets,
             lambda node, key: self.told.append((node, key)),
             lambda: None,
             bodies_bytes_max,
         )
 
+    @contextlib.asynccontextmanager
+    async def running(self, started_late: bool = False) -> AsyncIterator[None]:
+        """With two Nodes, and every slot loaded."""
+        for name in NAMES:
+            await self.registry.create(NODES, {"metadata": {"name": name}})
+        running = asyncio.create_task(self.share.run())
+        if not started_late:
+            self.desired.start()
+        await self.share.load(range(4), await self.store.revision())
+        try:
+            yield
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
     async def reach(self) -> None:
         revision = await self.store.revision()
-        for res in (PODS, CONFIGMAPS, SECRETS):
-            await self.informers.of(res).at_least(revision)
+        await self.share.pods.at_least(revision)
+        for objects in (self.share.configmaps, self.share.secrets):
+            await objects.at_least(revision)
+            await objects.read()
 
     async def twin(self, node: str) -> dict[str, str]:
         """What the node should hold, from the store alone."""
@@ -56,7 +75,7 @@ class World:
 
     async def check(self) -> None:
         await self.reach()
-        for node in NODES:
+        for node in NAMES:
             held = self.desired.of(node)
             assert {k: d.version for k, d in held.items()} == await self.twin(node)
             for document in held.values():
@@ -73,7 +92,7 @@ OPS = st.tuples(
     st.sampled_from(["pod", "unpod", "config", "unconfig", "status", "mark"]),
     st.integers(0, 1),
     st.integers(0, 1),
-    st.sampled_from(NODES),
+    st.sampled_from(NAMES),
 )
 
 
@@ -82,21 +101,14 @@ OPS = st.tuples(
 def test_documents_are_those_of_a_dumb_twin_whatever_the_order(ops: list[Any], started_late: bool) -> None:
     async def run() -> None:
         world = World(bodies_bytes_max=300)
-        running = asyncio.create_task(world.informers.run())
-        await world.informers.synced()
-        if not started_late:
-            world.desired.start()
-        for op, a, b, node in ops:
-            try:
-                await act(world, op, a, b, node)
-            except ApiError:
-                pass  # it exists already, or does not
-        await world.reach()
-        if started_late:
-            world.desired.start()
-        await world.check()
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        async with world.running(started_late):
+            for op, a, b, node in ops:
+                with contextlib.suppress(ApiError):  # it exists already, or does not
+                    await act(world, op, a, b, node)
+            await world.reach()
+            if started_late:
+                world.desired.start()
+            await world.check()
 
     asyncio.run(run())
 
@@ -127,10 +139,7 @@ async def act(world: World, op: str, a: int, b: int, node: str) -> None:
 
 async def test_a_status_write_tells_nobody() -> None:
     world = World()
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(world.informers.run())
-        await world.informers.synced()
-        world.desired.start()
+    async with world.running():
         await world.registry.create(CONFIGMAPS, configmap("c", a="1"))
         await world.registry.create(PODS, using("p", "n1", "c"))
         await world.reach()
@@ -139,15 +148,11 @@ async def test_a_status_write_tells_nobody() -> None:
         await world.registry.mutate(PODS, "default", "p", lambda o: {**o, "status": {"phase": "Running"}})
         await world.reach()
         assert world.told == []
-        running.cancel()
 
 
 async def test_a_config_goes_with_the_last_pod_that_uses_it_however_often_those_changed() -> None:
     world = World()
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(world.informers.run())
-        await world.informers.synced()
-        world.desired.start()
+    async with world.running():
         for op, a, b in (("config", 0, 1), ("pod", 0, 0), ("pod", 1, 0), ("mark", 0, 5), ("mark", 0, 3)):
             await act(world, op, a, b, "n1")
         await act(world, "unpod", 0, 0, "n1")
@@ -156,7 +161,6 @@ async def test_a_config_goes_with_the_last_pod_that_uses_it_however_often_those_
         await act(world, "unpod", 1, 0, "n1")
         await world.check()
         assert not world.desired.of("n1")
-        running.cancel()
 
 
 def test_rendered_bodies_are_bounded_and_the_longest_unused_go_first() -> None:

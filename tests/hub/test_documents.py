@@ -1,5 +1,7 @@
 """Documents: what goes out, what stays, and that equal content has equal versions."""
 
+import tracemalloc
+
 import orjson
 
 from hub.documents import (
@@ -118,3 +120,19 @@ def test_configs_carry_their_data_and_secrets_their_type() -> None:
     assert cm == {"kind": "ConfigMap", "ns": "ns", "name": "n", "data": {"a": "b"}, "binaryData": {}}
     secret = orjson.loads(render_config(SECRETS, {"metadata": meta, "data": {"a": "Yg=="}, "type": "x/y"}))
     assert secret == {"kind": "Secret", "ns": "ns", "name": "n", "type": "x/y", "data": {"a": "Yg=="}}
+
+
+def test_bodies_take_no_more_memory_than_their_bytes() -> None:
+    """They are kept, and the serializer's buffers are several times as large."""
+    obj = pod("p", "n", uid="u")
+    obj["metadata"]["labels"] = {"pad": "x" * 1200}
+    config = {"metadata": {"namespace": "d", "name": "c"}, "data": {"pad": "x" * 1200}}
+    tracemalloc.start()
+    try:
+        bodies = [render_pod(obj) for _ in range(100)] + [
+            render_config(CONFIGMAPS, config) for _ in range(100)
+        ]
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < 1.2 * sum(map(len, bodies))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edgelite import wire
 from hub.framing import Framing
-from security.policy import JOINING, NODE, message_bytes_max
+from security.policy import NODE, STRANGER, message_bytes_max
 
 KINDS = st.sampled_from([wire.PING, wire.ACK, wire.DATA, wire.JOIN, 99])
 FRAMES = st.builds(
@@ -27,13 +27,14 @@ class FakePeer:
     """As much of a Peer as framing sees."""
 
     def __init__(self, kind: str) -> None:
-        self.session = None if kind == JOINING else object()
+        self.session = None if kind == STRANGER else object()
         self.decoder: wire.Decoder | None = None
+        self.identity = None
         self.conn = object()
 
 
 @given(
-    st.sampled_from([NODE, JOINING]),
+    st.sampled_from([NODE, STRANGER]),
     st.lists(st.tuples(st.integers(0, 1), FRAMES, st.integers(0, 60)), max_size=12),
 )
 @settings(deadline=None)
@@ -58,4 +59,4 @@ def test_two_peers_get_what_a_decoder_each_would_give(kind: str, sent: list[tupl
             assert got == expected
             broken[who] = isinstance(expected, str)
             if broken[who]:
-                framing.forget(peers[who].conn)
+                framing.forget(peers[who])

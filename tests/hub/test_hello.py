@@ -2,7 +2,8 @@
 
 import pytest
 
-from hub.hello import Hello, Standing, answer, decode_hello, protocol_of, welcome
+from hub.hello import Standing, answer, protocol_of, welcome
+from security.frames import Hello, decode_hello
 from shards.claims import Claim, SlotRecord
 from tests.hub.channel_fakes import hello
 
@@ -68,11 +69,6 @@ def test_an_unconfirmed_node_waits_and_a_lost_answer_does_not_make_it_wait_again
     assert again.taken_over
     foreign = answer(said("t:1:2:x", 250), standing(unconfirmed=True, parted="-", confirmed="-"), "x")
     assert foreign.sync == "hold"
-
-
-def test_a_suspended_hub_holds_without_a_condition() -> None:
-    decided = answer(said(), standing(suspended="the slot is lost"), "x")
-    assert (decided.sync, decided.condition, decided.reason) == ("hold", "", "the slot is lost")
 
 
 def test_welcome_names_the_highest_common_protocol_and_features() -> None:

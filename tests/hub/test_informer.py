@@ -1,15 +1,15 @@
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from hub import informer as informer_module
-from hub.informer import Delta, Informer
+import orjson
+
+from hub.informer import ENTRIES_A_TURN, Delta, Informer
 from hub.objects import CONFIGMAPS, PODS, Keys
 from hub.registry import Object, Registry
-from hub.store.base import Page, prefix_end
 from hub.store.memory import MemoryStore
+from shards.kv import Page, Put
 
 DEADLINE_S = 5.0
 
@@ -92,47 +92,6 @@ async def test_an_object_made_anew_in_one_transaction_is_a_deletion_and_an_addit
     assert seen.names == [("ADDED", "a"), ("DELETED", "a"), ("ADDED", "a")]
 
 
-async def test_since_gives_the_past_as_far_as_it_is_kept() -> None:
-    store = MemoryStore()
-    registry, informer = Registry(store, Keys()), Informer[Any](store, Keys(), CONFIGMAPS)
-    first = await registry.create(CONFIGMAPS, configmap("a"))
-    async with running(informer):
-        second = await registry.create(CONFIGMAPS, configmap("b"))
-        await reached(informer, store)
-        past = informer.since(first.revision)
-        assert past is not None and [d.entry.key[1] for d in past] == ["b"]
-        assert informer.since(second.revision) == []
-        assert informer.since(first.revision - 1) is None
-
-
-async def test_the_past_is_bounded_and_says_so(monkeypatch: Any) -> None:
-    monkeypatch.setattr(informer_module, "HISTORY_MAX", 3)
-    store = MemoryStore()
-    registry, informer = Registry(store, Keys()), Informer[Any](store, Keys(), CONFIGMAPS)
-    async with running(informer):
-        made = [await registry.create(CONFIGMAPS, configmap(f"c{i}")) for i in range(5)]
-        await reached(informer, store)
-        assert informer.since(made[0].revision) is None
-        past = informer.since(made[1].revision)
-        assert past is not None and [d.entry.key[1] for d in past] == ["c2", "c3", "c4"]
-
-
-async def test_the_past_is_bounded_in_bytes_too(monkeypatch: Any) -> None:
-    monkeypatch.setattr(informer_module, "HISTORY_BYTES_MAX", 200_000)
-    store = MemoryStore()
-    registry, informer = Registry(store, Keys()), Informer[Any](store, Keys(), CONFIGMAPS)
-    async with running(informer):
-        for i in range(20):
-            big = configmap(f"c{i:02d}")
-            big["data"] = {"blob": os.urandom(25_000).hex()}  # about half of it is left when compressed
-            last = await registry.create(CONFIGMAPS, big)
-        await reached(informer, store)
-        assert informer._history_bytes <= 200_000
-        assert 3 <= len(informer._history) <= 8
-        assert informer.since(last.revision - 3) is not None
-        assert informer.since(last.revision - 10) is None
-
-
 async def test_a_compacted_past_is_bridged_by_a_list_whose_difference_arrives_as_deltas() -> None:
     store = MemoryStore()
     registry, informer, seen = Registry(store, Keys()), Informer[Any](store, Keys(), CONFIGMAPS), Seen()
@@ -158,13 +117,42 @@ async def test_a_compacted_past_is_bridged_by_a_list_whose_difference_arrives_as
     assert seen.names.index(("DELETED", "anew")) < seen.names.index(("ADDED", "anew"))
 
 
+async def test_a_long_list_is_filed_in_portions_between_which_others_have_their_turn() -> None:
+    store = MemoryStore()
+    registry, informer = Registry(store, Keys()), Informer[Any](store, Keys(), CONFIGMAPS)
+    count = 2 * ENTRIES_A_TURN + 10
+    for n in range(count):
+        await registry.create(CONFIGMAPS, configmap(f"c{n:04d}"))
+    batches: list[list[str]] = []
+    others: list[int] = []
+    informer.subscribe(lambda deltas, revision: batches.append([d.type for d in deltas]))
+
+    async def somebody_else() -> None:
+        while True:
+            others.append(len(batches))
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as tasks:
+        other = tasks.create_task(somebody_else())
+        await informer._relist()
+        for n in range(count):
+            found = await registry.get(CONFIGMAPS, "d", f"c{n:04d}")
+            await registry.remove(CONFIGMAPS, found)
+        await informer._relist()
+        other.cancel()
+    assert [one for batch in batches for one in batch] == ["ADDED"] * count + ["DELETED"] * count
+    assert max(map(len, batches)) <= ENTRIES_A_TURN and len(set(others)) > 4
+
+
 async def test_a_list_that_is_compacted_under_way_begins_again() -> None:
     class Busy(MemoryStore):
         """Forgets the revision of a list after its first page, once."""
 
         asked = 0
 
-        async def page(self, start: str, end: str, *, revision: int | None = None, limit: int = 500) -> Page:
+        async def page(
+            self, start: str, end: str, *, revision: int | None = None, limit: int = 500, stale: bool = False
+        ) -> Page:
             self.asked += 1
             if self.asked == 2:
                 made = await Registry(self, Keys()).create(CONFIGMAPS, configmap("z"))
@@ -179,25 +167,6 @@ async def test_a_list_that_is_compacted_under_way_begins_again() -> None:
         assert sorted(e.key[1] for e in informer.cache) == ["a", "b", "z"]
 
 
-async def test_the_stores_past_reads_as_the_same_deltas() -> None:
-    store = MemoryStore()
-    registry, informer, seen = Registry(store, Keys()), Informer[Any](store, Keys(), PODS), Seen()
-    async with running(informer):
-        informer.subscribe(seen)
-        after = await store.revision()
-        pod = await registry.create(PODS, {"metadata": {"name": "p", "namespace": "d"}, "spec": {}})
-        bound = await registry.bind("d", "p", pod.obj()["metadata"]["uid"], "n")
-        await registry.remove(PODS, bound)
-        await reached(informer, store)
-    prefix = Keys().objects(PODS)
-    replayed: list[Delta[Any]] = []
-    async for batch in store.watch([(prefix, prefix_end(prefix))], after):
-        replayed += informer.deltas_of(batch)
-        if batch.revision >= await store.revision():
-            break
-    assert [(d.type, d.revision) for d in replayed] == [(d.type, d.revision) for d in seen.deltas]
-
-
 async def test_one_that_unsubscribed_hears_no_more() -> None:
     store = MemoryStore()
     registry, informer, seen = Registry(store, Keys()), Informer[Any](store, Keys(), CONFIGMAPS), Seen()
@@ -207,3 +176,27 @@ async def test_one_that_unsubscribed_hears_no_more() -> None:
         await registry.create(CONFIGMAPS, configmap("a"))
         await reached(informer, store)
     assert seen.deltas == []
+
+
+async def test_what_lies_in_slots_is_listed_a_few_slots_at_a_time_and_is_whole() -> None:
+    """etcd stands still while it looks at a range of a million keys."""
+    store, keys = MemoryStore(slots=1024), Keys()
+    parts = ["-", *(f"{slot:04d}" for slot in (0, 9, 10, 11, 99, 100, 999, 1000, 1019, 1020, 1023))]
+    for part in parts:
+        obj = {"kind": "Pod", "metadata": {"name": f"pod{part}", "namespace": "d", "uid": part}, "spec": {}}
+        await store.txn([], [Put(keys.object(PODS, part, "d", f"pod{part}"), orjson.dumps(obj))])
+    asked: list[tuple[str, str]] = []
+    page = store.page
+
+    async def counted(start: str, end: str, **options: Any) -> Page:
+        asked.append((start, end))
+        return await page(start, end, **options)
+
+    store.page = counted  # type: ignore[method-assign]
+    informer = Informer[Any](store, keys, PODS)
+    async with running(informer):
+        assert sorted(entry.key[1] for entry in informer.cache) == sorted(f"pod{part}" for part in parts)
+    inside = [
+        sum(a <= keys.object(PODS, f"{slot:04d}", "d", "p") < b for slot in range(1024)) for a, b in asked
+    ]
+    assert max(inside) == 10 and sum(inside) == 1024

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,12 @@ async def token(h: Hub, ago_s: float = 0.0, **fields: Any) -> str:
     return text
 
 
-async def enrol(h: Hub, text: str, directory: Path, name: str | None = None, **labels: str) -> dict[str, Any]:
+async def enrol(
+    h: Hub, text: str, directory: Path, name: str | None = None, *, again: bool = False, **labels: str
+) -> dict[str, Any]:
     def run() -> dict[str, Any]:
         address = f"{h.address[0]}:{h.address[1]}"
-        return enroll.join(address, text, name, labels, str(directory))
+        return enroll.join(address, text, name, labels, str(directory), again=again)
 
     return await asyncio.get_running_loop().run_in_executor(None, run)
 
@@ -108,7 +111,9 @@ async def test_a_lost_answer_is_repeated_for_the_same_key(pki: Pki) -> None:
         first = json.loads(await h.gateway.joining.join(body))
         again = json.loads(await h.gateway.joining.join(body))
         assert first["node"] == again["node"] == "edge-1" and "BEGIN CERTIFICATE" in again["cert"]
-        assert len((await h.registry.page(NODES)).items) == 1
+        nodes = (await h.registry.page(NODES)).items
+        assert len(nodes) == 1
+        assert "conditions" not in nodes[0].obj().get("status", {}), "only the slot's owner writes a status"
 
 
 async def test_without_a_certificate_only_join_and_bundle_are_answered(pki: Pki) -> None:
@@ -177,3 +182,50 @@ def join_body(text: str, n: int) -> dict[str, Any]:
         "labels": {},
         "info": {},
     }
+
+
+def ask(h: Hub, body: bytes) -> dict[str, Any]:
+    """The body of GOAWAY that answers a JOIN."""
+    decoder = wire.Decoder()
+    with (
+        socket.create_connection(h.address, timeout=30) as raw,
+        h.pki.client(None).wrap_socket(raw, server_hostname=f"hub.{TRUST_DOMAIN}") as sock,
+    ):
+        sock.sendall(wire.frame(wire.JOIN, body))
+        while True:
+            for kind, _, answer in decoder.feed(sock.recv(65536)):
+                assert kind == wire.GOAWAY, wire.NAMES[kind]
+                said: dict[str, Any] = json.loads(answer)
+                return said
+
+
+async def test_a_join_that_is_nested_too_deep_is_malformed_and_harms_nobody(pki: Pki) -> None:
+    """It is read in a task of its own: what it raises there must not end the hub."""
+    async with hub(pki) as h:
+        steady = await h.enrol("steady")
+        await h.connect(steady)
+        for body in (
+            b'{"x":' * 2600,
+            b'{"token":"x","csr":' + b"[" * 15_000,
+            b'{"return":{"chain":' + b'{"x":' * 2500,
+        ):
+            said = await asyncio.to_thread(ask, h, body)
+            assert (said["code"], said["reason"]) == ("protocol", "Malformed"), said
+        steady.ping()
+        await until(lambda: steady.pongs == 1)
+
+
+async def test_a_bug_that_a_join_finds_ends_its_connection_and_not_the_hub(
+    pki: Pki, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: Any) -> bytes:
+        raise ZeroDivisionError("a bug")
+
+    async with hub(pki) as h:
+        monkeypatch.setattr(h.gateway.joining, "join", broken)
+        steady = await h.enrol("steady")
+        await h.connect(steady)
+        assert (await asyncio.to_thread(ask, h, b"{}"))["code"] == "failed"
+        assert "join, for a peer at" in caplog.text and "a bug" in caplog.text
+        steady.ping()
+        await until(lambda: steady.pongs == 1)

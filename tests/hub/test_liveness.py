@@ -1,6 +1,6 @@
 """Who is silent, in fake time."""
 
-from hub.liveness import Liveness
+from hub.liveness import DUE_AT_ONCE, Liveness
 
 
 def test_a_node_is_named_once_three_heartbeats_after_its_last_byte() -> None:
@@ -40,3 +40,13 @@ def test_what_could_not_be_stored_is_due_again() -> None:
     live.lost("b", 0.0, 1.0)
     live.forget("b")
     assert live.due(10.0) == [] and len(live) == 0
+
+
+def test_a_fleet_that_is_silent_at_once_is_told_in_portions() -> None:
+    live = Liveness()
+    names = [f"n{i}" for i in range(DUE_AT_ONCE + 10)]
+    for name in names:
+        live.lost(name, 0.0, 30.0)
+    told = [live.due(31.0) for _ in range(3)]
+    assert [len(some) for some in told] == [DUE_AT_ONCE, 10, 0]
+    assert sorted(name for some in told for name in some) == sorted(names)

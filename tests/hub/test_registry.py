@@ -1,14 +1,15 @@
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from hub import errors
-from hub.objects import CONFIGMAPS, NAMESPACES, NODES, PODS, Keys, partition_of_slot
-from hub.registry import BATCH_OBJECTS_MAX, Change, FenceLost, Object, Registry
-from hub.store.base import Put, Unavailable
+from hub.objects import CONFIGMAPS, NAMESPACES, NODES, PODS, SHARED, Keys, Resource, partition_of_slot
+from hub.registry import BATCH_OBJECTS_MAX, Change, FenceLost, Object, Registry, Stored
 from hub.store.memory import MemoryStore
 from shards.claims import Fence
+from shards.kv import KeyValue, Put, TxnResult, Unavailable, Unreadable
 from shards.ring import slot_of
 
 SLOTS = 16
@@ -121,7 +122,42 @@ async def test_binding_moves_a_pod_to_its_nodes_partition_in_one_step(registry: 
 
 
 async def test_a_pod_that_names_its_node_is_created_in_its_partition(registry: Registry) -> None:
+    node = await registry.create(NODES, {"metadata": {"name": "n", "labels": {"cloudhub.dev/site": "s"}}})
     made = await registry.create(PODS, pod("a", node="n"))
+    assert made.partition == node.partition == partition_of_slot(slot_of("s", SLOTS))
+
+
+async def test_a_pod_that_names_a_node_to_come_waits_among_the_shared_and_is_placed_once_it_is_there(
+    registry: Registry,
+) -> None:
+    early = await registry.create(PODS, pod("a", node="n"))
+    uid = early.obj()["metadata"]["uid"]
+    assert early.partition == SHARED
+    assert await registry.place("d", "a", uid) == early
+    node = await registry.create(NODES, {"metadata": {"name": "n", "labels": {"cloudhub.dev/site": "s"}}})
+    with pytest.raises(errors.NotFound):
+        await registry.place("d", "a", "another")
+    placed = await registry.place("d", "a", uid)
+    assert placed.partition == node.partition and placed.raw == early.raw
+    assert await registry.get(PODS, "d", "a") == placed == await registry.place("d", "a", uid)
+    assert await registry.store.get(early.key) is None
+    with pytest.raises(errors.AlreadyExists):
+        await registry.create(PODS, pod("a"))
+
+
+async def test_a_node_that_appears_while_its_pod_is_made_gets_it(registry: Registry) -> None:
+    class Race(Registry):
+        """The Node is made between the look for it and the write of the pod."""
+
+        raced = False
+
+        async def _txn(self, *args: Any) -> TxnResult:
+            if not self.raced:
+                self.raced = True
+                await registry.create(NODES, {"metadata": {"name": "n"}})
+            return await super()._txn(*args)
+
+    made = await Race(registry.store, registry.keys).create(PODS, pod("a", node="n"))
     assert made.partition == partition_of_slot(slot_of("n", SLOTS))
 
 
@@ -182,6 +218,40 @@ async def test_a_batch_is_one_transaction_and_each_failure_is_its_own(registry: 
     assert [r.obj()["data"]["n"] for r in both if not isinstance(r, errors.ApiError)] == ["1", "1"]
     with pytest.raises(ValueError, match="at most 100"):
         await registry.mutate_many([Change(CONFIGMAPS, "d", "a", None, put)] * (BATCH_OBJECTS_MAX + 1))
+
+
+async def test_what_lies_where_it_is_likely_to_is_read_in_one_step(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "moved"):
+        await registry.create(CONFIGMAPS, configmap(name, n="0"))
+    alone: list[str] = []
+    get = registry.get
+
+    async def count(res: Resource, namespace: str, name: str) -> Stored:
+        alone.append(name)
+        return await get(res, namespace, name)
+
+    monkeypatch.setattr(registry, "get", count)
+
+    def put(obj: Object) -> Object:
+        obj["data"]["n"] = "1"
+        return obj
+
+    where = {"a": "-", "b": "-", "moved": "0007", "missing": "0007"}
+    changes = [Change(CONFIGMAPS, "d", name, None, put, at) for name, at in where.items()]
+    results = await registry.mutate_many(changes)
+    assert [type(r).__name__ for r in results] == ["Stored"] * 3 + ["NotFound"]
+    assert alone == ["moved", "missing"]
+    assert (await get(CONFIGMAPS, "d", "moved")).obj()["data"]["n"] == "1"
+
+    async def unreadable(keys: Sequence[str]) -> list[KeyValue | None]:
+        raise Unreadable("one of them")
+
+    monkeypatch.setattr(registry.store, "get_many", unreadable)
+    alone.clear()
+    assert [type(r).__name__ for r in await registry.mutate_many(changes[:2])] == ["Stored"] * 2
+    assert alone == ["a", "b"]
 
 
 async def test_a_write_under_a_lost_fence_changes_nothing(registry: Registry) -> None:

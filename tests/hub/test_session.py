@@ -10,14 +10,26 @@ from hypothesis import strategies as st
 
 from edgelite import wire
 from edgelite.actions import Send as EdgeSend
-from edgelite.desired import Desired
+from edgelite.desired import Desired, digest_of
 from edgelite.session import Identity
 from edgelite.session import Session as EdgeSession
 from edgelite.upstream import Upstream
+from hub.documents import Layers
 from hub.hello import Answer
-from hub.messages import Action, Close, Confirmed, Greeted, Refusals, Report, Send, StreamClosed, StreamData
+from hub.messages import (
+    Action,
+    Close,
+    Confirmed,
+    Foreign,
+    Greeted,
+    Refusals,
+    Report,
+    Send,
+    StreamClosed,
+    StreamData,
+)
 from hub.session import UNANSWERED_MAX, LastSet, Session, Shared
-from security.policy import NODE, admit
+from security.policy import NODE, OWN, judge
 from tests.hub.channel_fakes import FakeDocs, hello, version
 
 WELCOME = {
@@ -72,6 +84,22 @@ def change(session: Session, *changed: str) -> Any:
     for key in changed:
         session.changed(key)
     return session.pump()
+
+
+def test_an_agent_that_does_not_know_services_is_told_of_none() -> None:
+    docs = FakeDocs()
+    docs.put("pod/shop/till/u", b"{}")
+    own = dict(docs.documents)
+    docs.put("service/shop/web", b"{}")
+    shared = {"service/shop/web": docs.documents["service/shop/web"]}
+    docs.documents = Layers(own, [shared])  # type: ignore[assignment]
+    for features, known in ((["log"], own), (["services"], {**own, **shared})):
+        session = live(docs, DIFF, hello_fields={"features": features})
+        assert session.digest() == digest_of({key: d.version for key, d in known.items()})
+        answered = session.receive(wire.PAIRS, 0, b'{"pairs":[]}')
+        assert sorted(keys(answered)) == sorted(known)
+        ack(session, *((key, d.version) for key, d in known.items()))
+        assert keys(change(session, "service/shop/web")) == sorted(known.keys() & shared.keys())
 
 
 def test_a_heartbeat_is_answered_without_anything_being_made() -> None:
@@ -144,6 +172,19 @@ def test_a_config_that_comes_back_while_its_deletion_waits_is_set() -> None:
     assert names(ack(session, (first, version(b"1")))) == ["SET"]
 
 
+def test_what_is_not_known_yet_is_not_taken_away_until_it_is_known() -> None:
+    docs = FakeDocs()
+    docs.unknown = {"configmap/d/unread"}
+    session = live(docs, DIFF)
+    held = [["configmap/d/unread", "a" * 24], ["configmap/d/gone", "b" * 24]]
+    actions = session.receive(wire.PAIRS, 0, json.dumps({"pairs": held}).encode())
+    assert keys(actions) == ["configmap/d/gone"]
+    ack(session, ("configmap/d/gone", ""))
+    assert keys(change(session, "configmap/d/unread")) == []
+    docs.unknown.clear()
+    assert keys(change(session, "configmap/d/unread")) == ["configmap/d/unread"]
+
+
 def test_a_document_above_the_nodes_limit_is_refused_here_and_its_old_version_stays_in_the_digest() -> None:
     docs = FakeDocs()
     key = docs.put("configmap/d/big", b"x" * 500)
@@ -185,7 +226,8 @@ def test_acks_for_what_was_never_sent_change_nothing() -> None:
     session = live(docs)
     key = docs.put("pod/d/a/u", b"1")
     change(session, key)
-    assert ack(session, (key, "0" * 32), ("pod/d/other/u", ""), (key, "")) == []
+    assert ack(session, (key, "0" * 32), (key, "")) == []
+    assert ack(session, ("pod/d/other/u", "")) == [Foreign(wire.ACK, ("pod/d/other/u",))]
     change(session, docs.put(key, b"2"))
     assert keys(ack(session, (key, version(b"1")))) == [key]
 
@@ -231,7 +273,7 @@ def test_stream_data_beyond_its_credit_closes_the_connection_and_late_data_does_
     other = session.open_stream({}, 1)
     assert other is not None and session.open_stream({}, 1) is None
     assert names(session.close_stream(stream)) == ["CLOSE"]
-    assert session.receive(wire.DATA, stream, b"late") == ()
+    assert session.receive(wire.DATA, stream, b"late") == (Foreign(wire.DATA),)
     assert session.receive(wire.CLOSE, other[0], b"{}") == (StreamClosed(other[0], None),)
     again = session.open_stream({}, 1)
     assert again is not None
@@ -325,9 +367,21 @@ def put_in_flight(session: Session, docs: FakeDocs, key: str, body: bytes = b"sh
     return change(session, docs.put(key, body))
 
 
-def test_the_acknowledgement_that_is_expected_is_the_one_that_agents_write() -> None:
+class Always:
+    """Every document is of a traced change."""
+
+    def context(self, document: Any) -> str:
+        return f"00-{'a' * 32}-{'b' * 16}-01"
+
+    def sent(self, node: str, document: Any) -> None: ...
+
+    def landed(self, node: str, key: str, version: str, echoes: Any, refused: str = "") -> None: ...
+
+
+@pytest.mark.parametrize("traces", [None, Always()])
+def test_the_acknowledgement_that_is_expected_is_the_one_that_agents_write(traces: Always | None) -> None:
     docs = FakeDocs()
-    session = live(docs)
+    session = live(docs, traces=traces)
     key = "configmap/d/c"
     put_in_flight(session, docs, key)
     desired = Desired()
@@ -386,7 +440,7 @@ def test_the_shortcut_for_an_acknowledgement_does_what_decoding_it_does(
     short, whole = (prepared(docs, last, state) for _ in range(2))
     assert last.of(docs.documents["configmap/d/last"], docs.revision, docs, wire.FRAME_BYTES_MAX)
     body = last.ack[wire.HEADER_BYTES :]
-    assert admit(NODE, wire.ACK, len(body)) is None
+    assert judge(NODE, wire.ACK, OWN, len(body)) is None
     assert list(short.took_last()) == list(whole.receive(wire.ACK, 0, body))
     fields = [name for name in Session.__slots__ if name != "_shared"]
     assert [getattr(short, f) for f in fields] == [getattr(whole, f) for f in fields]

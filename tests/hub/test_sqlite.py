@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -12,9 +13,21 @@ from typing import Any
 
 import pytest
 
-from hub.store import sqlite
-from hub.store.base import Ambiguous, Compare, FormatUnknown, Put, Unavailable
-from hub.store.sqlite import DirectoryLocked, SqliteStore
+from hub.store import sqlite, watchers
+from hub.store.directory import DirectoryLocked
+from hub.store.heads import Heads
+from hub.store.sqlite import SqliteStore
+from shards.kv import (
+    Ambiguous,
+    Compacted,
+    Compare,
+    Delete,
+    FormatUnknown,
+    KeyValue,
+    Put,
+    Unavailable,
+    WatchBatch,
+)
 
 
 async def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
@@ -34,8 +47,6 @@ async def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
 
 
 async def test_revisions_never_repeat_after_the_newest_key_was_deleted_and_compacted(tmp_path: Path) -> None:
-    from hub.store.base import Delete
-
     store = await SqliteStore.open(str(tmp_path))
     await store.txn([], [Put("/a", b"1")])
     await store.txn([], [Delete("/a")])
@@ -79,7 +90,7 @@ async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 WRITER = textwrap.dedent("""
     import asyncio, sys
-    from hub.store.base import Put
+    from shards.kv import Put
     from hub.store.sqlite import SqliteStore
 
     async def main():
@@ -175,8 +186,8 @@ async def test_a_commit_without_room_wrote_nothing_and_one_that_was_not_synced_m
     made: list[sqlite3.Connection] = []
     connect = sqlite._connect
 
-    def second_fails(path: str) -> Any:  # the first is the reader, the second the writer
-        made.append(connect(path))
+    def second_fails(path: str, **options: float) -> Any:  # the first is the reader, the second the writer
+        made.append(connect(path, **options))
         return made[-1] if len(made) == 1 else _FailingCommit(made[-1], code)
 
     monkeypatch.setattr(sqlite, "_connect", second_fails)
@@ -190,9 +201,187 @@ async def test_a_commit_without_room_wrote_nothing_and_one_that_was_not_synced_m
     await store.close()
 
 
+async def test_a_watch_from_before_a_compacted_deletion_is_told_that_it_is_too_late(tmp_path: Path) -> None:
+    store = await SqliteStore.open(str(tmp_path))
+    await store.txn([], [Put("/a", b"1")])
+    head = (await store.txn([], [Delete("/a")])).revision
+    await store.compact(head)
+    with pytest.raises(Compacted):
+        await anext(aiter(store.watch([("/", "0")], head - 1)))
+    await store.close()
+
+
 async def test_many_waiting_transactions_share_commits(tmp_path: Path) -> None:
     store = await SqliteStore.open(str(tmp_path))
     results = await asyncio.gather(*(store.txn([], [Put(f"/{i}", b"v")]) for i in range(1000)))
     assert sorted(r.revision for r in results) == list(range(results[0].revision, results[0].revision + 1000))
     assert store.commits < 200
     await store.close()
+
+
+async def test_keys_under_a_lease_of_an_earlier_process_go_when_the_store_opens(tmp_path: Path) -> None:
+    store = await SqliteStore.open(str(tmp_path))
+    lease = await store.grant(10)
+    await store.txn([], [Put("/owner", b"1", lease), Put("/other", b"1", lease), Put("/stays", b"1")])
+    head = await store.revision()
+    await store.close()
+    again = await SqliteStore.open(str(tmp_path))
+    assert [kv.key for kv in (await again.page("/", "0")).items] == ["/stays"]
+    assert await again.revision() == head + 1
+    async for batch in again.watch([("/", "0")], head):
+        assert sorted((e.key, e.kv) for e in batch.events) == [("/other", None), ("/owner", None)]
+        break
+    assert await again.keepalive(lease) == 0.0
+    await again.close()
+
+
+async def test_data_of_before_leases_opens_and_stays_readable_for_an_older_hub(tmp_path: Path) -> None:
+    await (await SqliteStore.open(str(tmp_path))).close()
+    connection = sqlite3.connect(tmp_path / "store.db")
+    connection.executescript("""
+        DROP TABLE kv;
+        CREATE TABLE kv (
+          key TEXT NOT NULL, revision INTEGER NOT NULL, created INTEGER NOT NULL, value BLOB,
+          PRIMARY KEY (key, revision)
+        ) WITHOUT ROWID;
+        CREATE INDEX kv_revision ON kv (revision);
+        INSERT INTO kv (key, revision, created, value) VALUES ('/a', 2, 2, 'old');
+    """)
+    connection.close()
+    store = await SqliteStore.open(str(tmp_path))
+    kv = await store.get("/a")
+    assert kv is not None and (kv.mod_revision, kv.lease) == (2, 0)
+    lease = await store.grant(10)
+    await store.txn([], [Put("/b", b"1", lease)])
+    await store.close()
+    connection = sqlite3.connect(tmp_path / "store.db")
+    connection.execute("INSERT INTO kv (key, revision, created, value) VALUES ('/c', 4, 4, 'older hub')")
+    connection.commit()
+    connection.close()
+    again = await SqliteStore.open(str(tmp_path))
+    assert [kv.key for kv in (await again.page("/", "0")).items] == ["/a", "/c"]
+    await again.close()
+
+
+async def test_a_file_that_another_program_writes_is_waited_for_without_the_loop(tmp_path: Path) -> None:
+    store = await SqliteStore.open(str(tmp_path))
+    other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    writing = [asyncio.ensure_future(store.txn([], [Put(f"/{i}", b"v")])) for i in range(3)]
+    turns = 0
+    while not store._groups._busy or store._groups._waiting:
+        await asyncio.sleep(0)
+    while turns < 100:  # the loop goes on; were the file waited for on it, this would take 30 s
+        turns += 1
+        await asyncio.sleep(0.001)
+    assert not any(one.done() for one in writing)
+    assert await store.get("/0") is None
+    other.execute("ROLLBACK")
+    other.close()
+    assert [(await one).succeeded for one in writing] == [True] * 3
+    assert (await store.txn([Compare("/3", 0)], [Put("/3", b"v")])).succeeded
+    await store.close()
+
+
+async def test_a_value_that_sqlite_does_not_take_holds_nobody_else_up(tmp_path: Path) -> None:
+    store = await SqliteStore.open(str(tmp_path))
+    head = await store.revision()
+    with pytest.raises(Unavailable, match="nothing was written"):
+        await store.txn([], [Put("/half a pair \ud800", b"v")])
+    assert (await store.txn([], [Put("/a", b"v")])).revision == head + 1
+    await store.close()
+
+
+async def test_what_waits_when_the_store_closes_is_written_and_answered(tmp_path: Path) -> None:
+    store = await SqliteStore.open(str(tmp_path))
+    writing = [asyncio.ensure_future(store.txn([], [Put(f"/{i}", b"v")])) for i in range(1000)]
+    await asyncio.sleep(0)
+    await store.close()
+    assert all(one.done() for one in writing)
+    again = await SqliteStore.open(str(tmp_path))
+    assert len((await again.page("/", "0", limit=2000)).items) == 1000
+    await again.close()
+
+
+async def test_one_commit_costs_a_watch_that_it_does_not_concern_one_step(tmp_path: Path) -> None:
+    store = await SqliteStore.open(str(tmp_path))
+    idle = aiter(store.watch([("/other/", "/other0")], await store.revision()))
+    await anext(idle)
+    results = await asyncio.gather(*(store.txn([], [Put(f"/{i}", b"v")]) for i in range(200)))
+    steps: list[WatchBatch] = []
+    while not steps or steps[-1].revision < results[-1].revision:
+        steps.append(await anext(idle))
+    assert not any(step.events for step in steps)
+    assert len(steps) <= store.commits < 10
+    await store.close()
+
+
+async def test_a_patient_watch_hears_of_its_events_at_once_and_of_progress_in_the_end(tmp_path: Path) -> None:
+    store = await SqliteStore.open(str(tmp_path))
+    patient = aiter(store.watch([("/mine/", "/mine0")], await store.revision(), patient=True))
+    await anext(patient)
+    waiting = asyncio.ensure_future(anext(patient))
+    head = 0
+    for n in range(20):
+        head = (await store.txn([], [Put(f"/other/{n}", b"v")])).revision
+    reached = (await waiting).revision
+    while reached < head:
+        batch = await anext(patient)
+        assert batch.events == () and batch.revision > reached
+        reached = batch.revision
+    waiting = asyncio.ensure_future(anext(patient))
+    mine = await store.txn([], [Put("/mine/a", b"v")])
+    assert [e.key for e in (await waiting).events] == ["/mine/a"]
+    assert (await waiting).revision == mine.revision
+    await store.close()
+
+
+async def test_a_commit_does_not_wake_a_patient_watch_that_it_does_not_concern(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchers, "PROGRESS_S", 3600.0)
+    store = await SqliteStore.open(str(tmp_path))
+    patient = aiter(store.watch([("/mine/", "/mine0")], await store.revision(), patient=True))
+    await anext(patient)
+    waiting = asyncio.ensure_future(anext(patient))
+    await asyncio.sleep(0)
+    for n in range(10):
+        await store.txn([], [Put(f"/other/{n}", b"v")])
+    mine = await store.txn([], [Put("/mine/a", b"v")])
+    assert (await waiting).revision == mine.revision
+    await store.close()
+
+
+async def test_the_newest_version_is_read_whatever_was_read_or_written_before(tmp_path: Path) -> None:
+    """Beside a plain dict: reads between writes, deletions, transactions that fail, and more than is kept at hand."""
+    store = await SqliteStore.open(str(tmp_path))
+    store._heads = store._groups._heads = Heads(bytes_max=2000)
+    rng, twin = random.Random(7), dict[str, tuple[bytes, int]]()
+    for n in range(600):
+        key = f"/{rng.randrange(12)}"
+        wanted = twin[key][1] if key in twin else 0
+        held = [Compare(key, wanted if rng.random() < 0.8 else wanted + 1)]
+        value = b"%d" % n * rng.randrange(1, 40)
+        some: list[Put | Delete] = [Delete(key) if rng.random() < 0.2 else Put(key, value)]
+        result = await store.txn(held, some)
+        assert result.succeeded == (held[0].mod_revision == wanted)
+        if result.succeeded and isinstance(some[0], Put):
+            twin[key] = (value, result.revision)
+        elif result.succeeded:
+            twin.pop(key, None)
+        else:
+            assert [kv and (kv.value, kv.mod_revision) for kv in result.current] == [twin.get(key)]
+        asked = f"/{rng.randrange(12)}"
+        kv = await store.get(asked)
+        assert (kv and (kv.value, kv.mod_revision)) == twin.get(asked)
+    await store.close()
+
+
+def test_no_more_versions_are_kept_at_hand_than_their_bound() -> None:
+    heads = Heads(bytes_max=10_000)
+    for n in range(100):
+        heads.put(KeyValue(f"/{n}", b"x" * 744, 1, n))
+    kept = [n for n in range(100) if heads.get(f"/{n}") is not None]
+    assert kept == list(range(100 - len(kept), 100)) and 5 < len(kept) <= 10
+    heads.put(KeyValue("/large", b"x" * 20_000, 1, 1))
+    assert heads.get("/large") is None and heads.get("/99") is None

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import select
 import socket
 import ssl
 import time
@@ -10,7 +11,10 @@ from typing import Any
 
 import pytest
 
+from hub.handshakes import ADMIT_EVERY_S, READY_MAX, REFUSE_EVERY_S, STUCK_S
+from hub.lobby import LobbyLimits
 from hub.transport import Connection, EdgePort, TransportLimits
+from tests.e2e.hostile import client_hello
 from tests.hub.edge_pki import Pki
 
 HUB_NAME = "hub.cloudhub.local"
@@ -24,18 +28,34 @@ class Echo:
         self.ended: list[str] = []
         self.got = b""
         self.silent = False
+        self.admits = True
+        self.fenced = False
+        self.faults: list[str] = []
+        self.ended_before: dict[bytes, int] = {}
+        """How many had ended when something came."""
 
-    def connected(self, conn: Connection) -> None:
+    def admitting(self) -> bool:
+        return self.admits
+
+    def unverified(self, conn: Connection, why: str) -> None:
+        self.faults.append(why)
+
+    def connected(self, conn: Connection) -> bool:
         self.open.append(conn)
+        return conn.peercert() is not None
 
     def received(self, conn: Connection, data: bytes) -> None:
         self.got += data
+        self.ended_before[data] = len(self.ended)
         if not self.silent:
             conn.send(data.upper())
 
     def closed(self, conn: Connection, reason: str) -> None:
         self.open.remove(conn)
         self.ended.append(reason)
+
+    def may_write(self, conn: Connection) -> bool:
+        return not self.fenced
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +147,22 @@ async def test_a_certificate_of_another_authority_is_refused(pki: Pki, tmp_path:
             await hang_up(writer)
         await until(lambda: on.port.counters.closed.get("handshake-failed") == 1)
         assert on.echo.open == [] and on.port.counters.handshakes == 0
+        assert on.echo.faults == ["self-signed certificate in certificate chain"]
+
+
+async def test_a_paused_peer_is_not_read_and_loses_nothing(pki: Pki, client: ssl.SSLContext) -> None:
+    async with serving(pki) as on:
+        reader, writer = await on.dial(client)
+        await until(lambda: len(on.echo.open) == 1)
+        conn = on.echo.open[0]
+        conn.pause(0.2)
+        on.clock.now += conn.idle_s + 1  # a peer that is not read is not idle
+        writer.write(b"x" * 100_000)
+        assert on.echo.got == b""
+        assert await reader.readexactly(100_000) == b"X" * 100_000
+        on.port.sweep()
+        assert on.echo.open == [conn]
+        await hang_up(writer)
 
 
 async def test_the_alert_about_a_certificate_reaches_a_peer_that_is_writing(pki: Pki, tmp_path: Any) -> None:
@@ -186,21 +222,109 @@ async def test_garbage_instead_of_tls_is_closed_and_counted(pki: Pki) -> None:
         assert len(on.port) == 0
 
 
+@contextlib.asynccontextmanager
+async def ticking(clock: Clock) -> AsyncIterator[None]:
+    """The clock goes on, faster than the wall's."""
+
+    async def tick() -> None:
+        while True:
+            clock.now += 0.5
+            await asyncio.sleep(0.01)
+
+    task = asyncio.create_task(tick())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
 async def test_peers_that_never_finish_the_handshake_keep_nobody_out(
     pki: Pki, client: ssl.SSLContext
 ) -> None:
-    async with serving(pki, handshakes_max=32) as on, contextlib.AsyncExitStack() as stack:
+    lobby = LobbyLimits(waiting_s=1000)
+    async with serving(pki, handshakes_max=32, lobby=lobby) as on, contextlib.AsyncExitStack() as stack:
         for _ in range(200):
             stack.enter_context(plain(on.address))
-        reader, writer = await on.dial(client)
-        writer.write(b"in")
-        assert await reader.readexactly(2) == b"IN"
-        assert on.port.shaking <= 32
-        assert on.port.counters.closed["handshake-crowded"] >= 168
+        async with ticking(on.clock):
+            reader, writer = await on.dial(client)
+            writer.write(b"in")
+            assert await reader.readexactly(2) == b"IN"
+        assert on.port.shaking <= 16, "half of the room is kept for known sources"
+        assert on.port.counters.closed["handshake-crowded"] >= 184
         on.clock.now += 10.1
         on.port.sweep()
         assert on.port.shaking == 0 and on.port.counters.closed["handshake-timeout"] > 0
         await hang_up(writer)
+
+
+async def test_handshakes_in_flight_hold_others_back_and_none_is_pushed_out_before_its_time(
+    pki: Pki, client: ssl.SSLContext
+) -> None:
+    async with serving(pki, handshakes_max=8) as on, contextlib.AsyncExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(plain(on.address))
+        dialled = [asyncio.create_task(on.dial(client)) for _ in range(20)]
+        await until(lambda: (on.port.shaking, on.port.waiting) == (4, 20))
+        on.clock.now += STUCK_S - 0.1
+        await asyncio.sleep(3 * ADMIT_EVERY_S)
+        assert on.port.counters.closed == {} and on.echo.open == []
+        on.clock.now += 0.2
+        for _, writer in await asyncio.gather(*dialled):
+            await hang_up(writer)
+        # Those of peers that answer are not, and room was made for those that waited alone.
+        assert on.port.counters.closed["handshake-crowded"] == 4 and on.port.counters.handshakes == 20
+
+
+async def test_while_nobody_is_admitted_few_handshakes_are_made_and_all_when_it_is_over(
+    pki: Pki, client: ssl.SSLContext
+) -> None:
+    async with serving(pki) as on:
+        on.echo.admits = False
+        dialled = [asyncio.create_task(on.dial(client)) for _ in range(20)]
+        await until(lambda: on.port.counters.handshakes == 1 and on.port.waiting == 19)
+        await asyncio.sleep(3 * ADMIT_EVERY_S)
+        assert on.port.shaking == 0 and on.port.counters.handshakes == 1
+        on.clock.now += REFUSE_EVERY_S
+        await until(lambda: on.port.counters.handshakes == 2)
+        await asyncio.sleep(3 * ADMIT_EVERY_S)
+        assert on.port.waiting == 18
+        on.echo.admits = True
+        for _, writer in await asyncio.gather(*dialled):
+            await hang_up(writer)
+        assert on.port.counters.handshakes == 20
+
+
+async def test_a_handshake_that_waits_for_the_hub_alone_is_not_pushed_out(
+    pki: Pki, client: ssl.SSLContext
+) -> None:
+    """The loop stood still: what the peer has sent meanwhile is there."""
+    async with serving(pki, handshakes_max=2) as on:
+        with plain(on.address) as sock:
+            await until(lambda: on.port.shaking == 1)
+            dialled = asyncio.create_task(on.dial(client))
+            await until(lambda: on.port.waiting == 1)
+            sock.sendall(b"\x16\x03")  # the beginning of a record
+            on.clock.now += STUCK_S + 1
+            on.port._handshakes._admit()
+            assert on.port.counters.closed == {}
+            _, writer = await dialled  # it was read, and waits for the rest again
+            assert on.port.counters.closed == {"handshake-crowded": 1}
+            await hang_up(writer)
+
+
+async def test_a_loop_that_does_not_keep_up_goes_on_with_what_it_has_begun(pki: Pki) -> None:
+    """One step in a turn of the loop, and every turn takes long: others begin as some are answered."""
+    async with serving(pki, handshakes_per_tick=1) as on, contextlib.AsyncExitStack() as stack:
+        peers = [stack.enter_context(plain(on.address)) for _ in range(60)]
+        for sock in peers:
+            sock.sendall(client_hello())
+        answered = most = 0
+        while answered < len(peers):
+            time.sleep(0.002)  # the fault
+            most = max(most, on.port.shaking - answered)
+            answered = len(select.select(peers, [], [], 0)[0])
+            await asyncio.sleep(0)
+        assert most <= READY_MAX + 2, "there would have been room for all"
 
 
 async def test_a_silent_peer_is_closed_as_half_open(pki: Pki, client: ssl.SSLContext) -> None:
@@ -350,6 +474,30 @@ async def test_an_answer_to_a_peer_that_is_gone_ends_the_connection_once(
         await hang_up(writer)
 
 
+async def test_peers_that_all_end_at_once_do_not_hold_up_one_that_stays(
+    pki: Pki, client: ssl.SSLContext
+) -> None:
+    many = 150
+
+    def dial(address: tuple[str, int]) -> ssl.SSLSocket:
+        return client.wrap_socket(socket.create_connection(address, timeout=10), server_hostname=HUB_NAME)
+
+    async with serving(pki) as on:
+        leaving = [await asyncio.to_thread(dial, on.address) for _ in range(many)]
+        stays = await asyncio.to_thread(dial, on.address)
+        await until(lambda: len(on.echo.open) == many + 1)
+        on.echo.silent = True
+        for one in leaving:  # the loop does not run meanwhile: all have ended when it looks again
+            one.sendall(b"last words")
+            one.close()
+        stays.sendall(b"still here")
+        await until(lambda: b"still here" in on.echo.got)
+        assert on.echo.ended_before[b"still here"] < many / 2
+        await until(lambda: len(on.echo.ended) == many)
+        assert on.echo.got.count(b"last words") == many
+        stays.close()
+
+
 @pytest.mark.parametrize("size", [1, 447, 448, 449, 16_383, 16_384, 16_385, 33_000])
 async def test_a_record_of_any_length_is_received_whole(pki: Pki, client: ssl.SSLContext, size: int) -> None:
     async with serving(pki) as on:
@@ -358,3 +506,53 @@ async def test_a_record_of_any_length_is_received_whole(pki: Pki, client: ssl.SS
         writer.write(data)
         assert await reader.readexactly(size) == data.upper()
         await hang_up(writer)
+
+
+def dial_from(source: str, address: tuple[str, int]) -> socket.socket:
+    """A TCP connection from another address of the loopback network."""
+    sock = socket.create_connection(address, timeout=10, source_address=(source, 0))
+    sock.setblocking(False)
+    return sock
+
+
+async def test_a_node_whose_source_is_known_is_served_through_a_flood_of_half_open_connections(
+    pki: Pki, client: ssl.SSLContext
+) -> None:
+    lobby = LobbyLimits(handshakes_s=50, waiting_max=200, per_source_max=200, waiting_s=1000)
+    async with serving(pki, handshakes_max=20, lobby=lobby) as on:
+        _, writer = await on.dial(client)  # from 127.0.0.1, which is known from here on
+        await until(lambda: len(on.echo.open) == 1)
+        flood = [dial_from("127.0.0.2", on.address) for _ in range(300)]
+        try:
+            await until(lambda: on.port.counters.refused > 0)
+            assert on.port.waiting <= 200 and on.port.shaking <= 20
+
+            async def tick() -> None:
+                while True:
+                    on.clock.now += 0.02  # as much as the lobby's timer
+                    await asyncio.sleep(0.02)
+
+            ticking = asyncio.create_task(tick())
+            async with asyncio.timeout(30):
+                reader, second = await on.dial(client)
+                second.write(b"x")
+                assert await reader.readexactly(1) == b"X"
+            ticking.cancel()
+            assert on.port.waiting > 0, "the flood still waits"
+            await hang_up(second)
+        finally:
+            for sock in flood:
+                sock.close()
+        await hang_up(writer)
+
+
+async def test_connections_beyond_the_rate_wait_and_are_all_served(pki: Pki, client: ssl.SSLContext) -> None:
+    async with serving(pki, lobby=LobbyLimits(handshakes_s=5, waiting_s=1000)) as on:
+        dialled = [asyncio.create_task(on.dial(client)) for _ in range(12)]
+        await until(lambda: len(on.echo.open) == 5 and on.port.waiting == 7)
+        on.clock.now += 1.0
+        await until(lambda: len(on.echo.open) == 10)
+        on.clock.now += 1.0
+        for _, writer in await asyncio.gather(*dialled):
+            await hang_up(writer)
+        assert on.port.counters.refused == 0

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import itertools
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -11,10 +13,10 @@ from hub import errors
 from hub.objects import EVENTS, PODS, Keys
 from hub.registry import Object, Registry
 from hub.reports import merge_pod
-from hub.store.base import Compare, Put, TxnResult, Unavailable
 from hub.store.memory import MemoryStore
 from hub.upstream import Creation, Removal, Result, Update, Upstream
 from shards.claims import Fence
+from shards.kv import Compare, Put, TxnResult, Unavailable
 from tests.hub.hub_fixture import pod
 
 
@@ -24,10 +26,13 @@ class Shaky(MemoryStore):
     def __init__(self) -> None:
         super().__init__(slots=4)
         self.down = False
+        self.meanwhile: Callable[[], None] = lambda: None
+        """Called while it fails."""
         self.transactions = 0
 
     async def txn(self, compares: Sequence[Compare], ops: Sequence[Any]) -> TxnResult:
         if self.down:
+            self.meanwhile()
             raise Unavailable("the disk is full")
         self.transactions += 1
         return await super().txn(compares, ops)
@@ -64,6 +69,7 @@ async def upstream() -> AsyncIterator[tuple[Fixture, Upstream]]:
             Upstream(
                 f.registry,
                 lambda slot: f.fence if slot not in f.lost else None,
+                lambda slot: slot not in f.lost,
                 f.lost.append,
                 lambda job, name: group.create_task(job, name=name),
             ),
@@ -81,6 +87,42 @@ async def test_what_comes_at_once_is_one_transaction_and_later_states_replace_ea
         await up.settled()
         assert f.store.transactions == before + 1 and len(f.results) == 100
         assert (await f.registry.get(PODS, "default", "p7")).obj()["status"]["phase"] == "Running"
+
+
+async def test_of_states_that_wait_only_the_last_one_is_kept_and_all_are_answered() -> None:
+    class State(dict[str, Any]):
+        """A status that can be referred to weakly."""
+
+    states: list[weakref.ref[State]] = []
+
+    def status(f: Fixture, phase: str, label: str) -> Update:
+        state = State(phase=phase, message=label)
+        states.append(weakref.ref(state))
+        return Update(PODS, "default", "p", None, merge_pod("n1", state), f.done(label), whole=True)
+
+    async with upstream() as (f, up):
+        await f.registry.create(PODS, pod("p", "n1"))
+        f.store.down = True
+        tries = itertools.count()
+        f.store.meanwhile = lambda: submit_all(f"try {next(tries)}")
+
+        def submit_all(label: str) -> None:
+            for i in range(10):
+                assert up.submit(0, status(f, "Running", f"{label}.{i}"))
+
+        for more in range(2):
+            submit_all(f"between {more}")
+            before = up.retries
+            while up.retries == before:
+                await asyncio.sleep(0.01)
+        f.store.meanwhile = lambda: None
+        assert [state() is not None for state in states] == [False] * (len(states) - 1) + [True]
+        assert up.jobs == len(states)
+        newest = (states[-1]() or {})["message"]
+        f.store.down = False
+        await up.settled()
+        assert len(f.results) == len(states) >= 40 and len(set(f.results.values())) == 1
+        assert (await f.registry.get(PODS, "default", "p")).obj()["status"]["message"] == newest
 
 
 async def test_nothing_is_answered_while_the_store_cannot_write_and_all_of_it_afterwards() -> None:
@@ -180,3 +222,26 @@ async def test_a_report_that_does_not_fit_the_object_is_refused_with_a_reason() 
 
 def event(name: str) -> Object:
     return {"apiVersion": "v1", "kind": "Event", "metadata": {"name": name, "namespace": "default"}}
+
+
+async def test_a_suspended_slot_keeps_its_jobs_and_a_lost_one_forgets_them_for_good() -> None:
+    async with upstream() as (f, up):
+        await f.registry.create(PODS, pod("p", "n1"))
+        fence, f.fence = f.fence, None
+        assert up.submit(0, f.status("p", "Running"))
+        await asyncio.sleep(0)
+        assert up.jobs == 1 and f.results == {}
+        up.drop([0])
+        assert up.jobs == 0
+        f.fence = fence  # claimed again
+        assert up.submit(0, f.status("p", "Failed", "later"))
+        await up.flushed([0])
+        assert (await f.registry.get(PODS, "default", "p")).obj()["status"]["phase"] == "Failed"
+        assert list(f.results) == ["later"]
+        f.fence = None
+        assert up.submit(0, f.status("p", "Running", "kept"))
+        await asyncio.sleep(0)
+        f.fence = fence
+        up.wake()
+        await up.flushed([0])
+        assert (await f.registry.get(PODS, "default", "p")).obj()["status"]["phase"] == "Running"

@@ -22,7 +22,7 @@ function copy(folder) {
   for (const entry of fs.readdirSync(path.join(repository, folder), { withFileTypes: true })) {
     const name = folder + '/' + entry.name;
     if (entry.isDirectory() && entry.name !== '__pycache__') copy(name);
-    else if (entry.name.endsWith('.py')) mp.FS.writeFile('/repo/' + name, fs.readFileSync(path.join(repository, name)));
+    else if (/\.m?py$/.test(entry.name)) mp.FS.writeFile('/repo/' + name, fs.readFileSync(path.join(repository, name)));
   }
 }
 mp.FS.mkdir('/repo');

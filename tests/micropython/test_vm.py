@@ -48,10 +48,10 @@ def vm() -> Path:
     return folder
 
 
-def run(modules: list[str]) -> dict[str, dict[str, str]]:
+def run(modules: list[str], repository: Path = REPOSITORY) -> dict[str, dict[str, str]]:
     """{module: {test: error or ""}} from the VM."""
     done = subprocess.run(
-        ["node", str(HERE / "run.mjs"), str(vm()), str(REPOSITORY), *modules],
+        ["node", str(HERE / "run.mjs"), str(vm()), str(repository), *modules],
         capture_output=True,
         text=True,
         timeout=240,

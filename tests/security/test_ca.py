@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edgelite import p256
 from security import ca as ca_module
-from security.ca import BadRequest, CAError, CertificateAuthority, request_key_sha256
+from security.ca import CAError, CertificateAuthority
 from security.errors import SecurityError
 from security.identity import IdentityError, NodeId
+from security.requests import BadRequest, request_key_sha256
 
 NOW = 1_800_000_000.0
 NODE = NodeId("cloudhub.local", "default", "shop-7", "till-1")
@@ -255,13 +256,10 @@ def tampered(request: str) -> str:
         CSR.replace("CERTIFICATE REQUEST", "CERTIFICATE"),
         "x" * 8193,
         tampered(CSR),
-        csr(ec.generate_private_key(ec.SECP384R1())),
-        csr(ed25519.Ed25519PrivateKey.generate()),
-        csr(rsa.generate_private_key(65537, 2048)),
         "-----BEGIN CERTIFICATE REQUEST-----\n\u00e9\n-----END CERTIFICATE REQUEST-----",
         None,
     ],
-    ids=["empty", "junk", "cut", "label", "long", "tampered", "p384", "ed25519", "rsa", "unicode", "none"],
+    ids=["empty", "junk", "cut", "label", "long", "tampered", "unicode", "none"],
 )
 def test_other_requests_are_refused(ca: CertificateAuthority, bad: str) -> None:
     with pytest.raises(BadRequest) as e:

@@ -200,7 +200,7 @@ def test_enrolment_remembers_whose_the_name_is() -> None:
     assert enrol(enrolled, record, node, KEY, NOW + 5) == enrolled
 
 
-def test_a_pool_token_takes_no_name_over_but_a_node_token_may() -> None:
+def test_a_name_goes_to_another_key_only_with_permission() -> None:
     owner, secret = minted(NODE)
     owner, node = redeem(owner, secret, KEY, None, NOW)
     enrolled = enrol(None, owner, node, KEY, NOW)
@@ -209,7 +209,31 @@ def test_a_pool_token_takes_no_name_over_but_a_node_token_may() -> None:
     with pytest.raises(JoinRefused) as e:
         enrol(enrolled, pool, thief, OTHER, NOW)
     assert e.value.reason == "NameTaken"
-    assert enrol(enrolled, owner, node, OTHER, NOW)["key"] == OTHER
+    with pytest.raises(JoinRefused) as e:
+        enrol(enrolled, owner, node, OTHER, NOW)
+    assert e.value.reason == "RejoinNotAllowed"
+    assert "--replace" in e.value.message and "allow-rejoin till-1" in e.value.message
+    replacing, _ = minted(replace(NODE, replace=True))
+    for token, allowed in ((replacing, False), (owner, True), (pool, True)):
+        new = enrol(enrolled, token, node, OTHER, NOW + 9, allowed)
+        assert (new["key"], new["enrolled"], new["void_before"]) == (OTHER, NOW + 9, NOW + 9)
+        assert enrol(new, token, node, OTHER, NOW + 20) == new, "the same key again changes nothing"
+    assert "void_before" not in enrolled
+    with pytest.raises(TokenRequestError, match="replace: goes with a node"):
+        minted(replace(POOL, replace=True))
+
+
+def test_who_has_come_in_time_may_wait_for_approval_beyond_the_tokens_end() -> None:
+    record, secret = minted(replace(NODE, approval=True))
+    used, node = redeem(record, secret, KEY, None, NOW)
+    late = NOW + 3600 + join.WAITING_S
+    assert redeem(used, secret, KEY, None, late - 1) == (used, node)
+    assert refusal(used, secret, now=late) == "TokenExpired"
+    assert refusal(record, secret, now=NOW + 3600) == "TokenExpired", "nobody comes for the first time"
+    plain, secret = minted(NODE)
+    plain, node = redeem(plain, secret, KEY, None, NOW, waits=True)
+    assert redeem(plain, secret, KEY, None, late - 1, waits=True)[1] == node, "the hub may have all wait"
+    assert refusal(plain, secret, now=NOW + 3600) == "TokenExpired"
 
 
 def test_no_token_moves_a_node_to_another_site_or_tenant() -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgelite import p256
 from security import tls
@@ -137,6 +139,83 @@ def test_a_resumed_session_still_shows_who_and_until_when(peers: Peers) -> None:
     cert = at_server.getpeercert()
     assert from_peercert(cert, TD) == NODE
     assert cert is not None and 13 * 86400 < tls.expires_at(cert) - time.time() < 14 * 86400 + 1
+
+
+def shown_by(server: ssl.SSLContext, client: ssl.SSLContext) -> list[str]:
+    """The certificates that a server sends, PEM. TLS 1.2 sends them in the clear."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    at_server = server.wrap_bio(up, down, server_side=True)
+    at_client = only_tls12(client).wrap_bio(down, up, server_hostname="hub." + TD)
+    for end in (at_client, at_server):
+        with pytest.raises(ssl.SSLWantReadError):
+            end.do_handshake()
+    flight, found = down.read(), []
+    records = b""
+    while flight:
+        length = int.from_bytes(flight[3:5], "big")
+        records, flight = records + flight[5 : 5 + length], flight[5 + length :]
+    while records:
+        kind, length = records[0], int.from_bytes(records[1:4], "big")
+        body, records = records[4 : 4 + length], records[4 + length :]
+        certificates = body[3:] if kind == 11 else b""
+        while certificates:
+            length = int.from_bytes(certificates[:3], "big")
+            found.append(ssl.DER_cert_to_PEM_cert(certificates[3 : 3 + length]).strip())
+            certificates = certificates[3 + length :]
+    return found
+
+
+def test_a_certificate_that_is_alone_is_shown_with_the_root_that_issued_it(
+    peers: Peers, others: Peers
+) -> None:
+    """As OpenSSL itself does, once for each handshake and with a signature checked each time."""
+    wanted = [peers.hub[0].strip(), peers.ca.root_pem.strip()]
+    roots = others.ca.root_pem + peers.ca.root_pem
+    assert shown_by(tls.edge_server_context(*peers.hub, roots), tls.client_context(roots)) == wanted
+    # One whose root is not there stays alone, and a chain stays as it is.
+    foreign = tls.edge_server_context(*peers.hub, others.ca.root_pem)
+    assert shown_by(foreign, tls.client_context(roots)) == wanted[:1]
+    longer = peers.hub[0] + others.ca.root_pem, peers.hub[1]
+    shown = shown_by(tls.edge_server_context(*longer, roots), tls.client_context(roots))
+    assert shown == [wanted[0], others.ca.root_pem.strip()]
+
+
+def test_openssl_is_given_the_chain_so_that_it_looks_for_none(
+    peers: Peers, others: Peers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_to: list[str] = []
+    load = tls._load_identity
+
+    def noted(context: ssl.SSLContext, cert_pem: str, key_pem: str) -> None:
+        given_to.append(cert_pem)
+        load(context, cert_pem, key_pem)
+
+    monkeypatch.setattr(tls, "_load_identity", noted)
+    for made in (tls.edge_server_context, tls.api_server_context):
+        made(*peers.hub, others.ca.root_pem + peers.ca.root_pem)
+    assert given_to == [peers.hub[0].rstrip() + "\n" + peers.ca.root_pem] * 2
+
+
+@given(st.integers(0, 2**33))
+def test_times_of_certificates_are_read_as_the_standard_library_reads_them(unix: int) -> None:
+    text = time.strftime("%b %d %H:%M:%S %Y GMT", time.gmtime(unix))
+    for spelling in (text, text.replace(" 0", "  ", 1) if text[4] == "0" else text):
+        assert tls.certificate_time(spelling) == ssl.cert_time_to_seconds(spelling) == unix
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Nov 21 18:02:15 2026",
+        "Nov 21 18:02 2026 GMT",
+        "Now 21 18:02:15 2026 GMT",
+        "Nov 31 1:2:3 2026 UTC",
+    ],
+)
+def test_what_is_no_time_of_a_certificate_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="no time of a certificate"):
+        tls.certificate_time(text)
 
 
 def test_one_session_ticket_is_issued(peers: Peers) -> None:

@@ -40,6 +40,13 @@ def test_an_edge_beyond_the_head_has_parted() -> None:
     assert not verdict(held(1, "id10"), 101, record(10), head=100)
 
 
+def test_a_later_claim_at_a_lower_revision_tells_of_a_store_that_went_back() -> None:
+    """A claim that was on its way when an older state was brought back may be carried out in that state."""
+    kept = record(10, 5000, 30)
+    assert not verdict(held(1, "id10"), 40, kept)
+    assert verdict(held(1, "id10"), 30, kept)
+
+
 def test_an_unknown_claim_another_store_and_a_later_generation_have_parted() -> None:
     assert not verdict(held(1, "other"), 5, record(10))
     assert not verdict(held(2, "id10"), 5, record(10))

@@ -19,6 +19,8 @@ from typing import Any
 
 from edgelite import wire
 from edgelite.desired import compact, digest_of, version_of
+from hub.simulate.node import running_status
+from tests.sim.shell import Shell
 
 HUB_NAME = "hub.cloudhub.local"
 PING = wire.frame(wire.PING)
@@ -43,10 +45,23 @@ class SimNode:
         self.nacks: dict[str, tuple[str, str]] = {}
         self.report_running = False
         self.silent = False
+        self.trust = ""
+        """The bundle that it says to hold; "": an agent that does not know them."""
+        self.stranger = False
+        """It has no certificate, and says nothing by itself."""
         self.session: ssl.SSLSession | None = None
         self.streams: dict[int, bytes] = {}
         self.log: bytes = b""
+        self.unsent: dict[int, tuple[bytes, bool]] = {}
+        """What of its logs waits for credit, by stream, and whether the stream is followed."""
+        self.shell: Shell | None = None
+        """What serves exec, attach and port-forward here; None: an agent that does not know them."""
         self.sock: ssl.SSLSocket | None = None
+        self.address: tuple[str, int] | None = None
+        self.redirects = 0
+        self.dels = 0
+        self.unanswered: dict[int, dict[str, Any]] | None = None
+        """Reports that are sent again on every connection until they are answered; None: each is sent once."""
         self._reset()
 
     def _reset(self) -> None:
@@ -55,6 +70,11 @@ class SimNode:
         self.shaking = True
         self.welcome: dict[str, Any] | None = None
         self.goaway: dict[str, Any] | None = None
+        self.bundle: dict[str, Any] = {}
+        self.bundles = self.asked = 0
+        self.renewed: dict[str, Any] | None = None
+        self.joined: dict[str, Any] | None = None
+        self.redirect: str | None = None
         self.closed = False
         self.synced = 0
         self.sets = 0
@@ -64,12 +84,16 @@ class SimNode:
         self.sent_bytes = 0
         self.stored: dict[int, str] = {}
 
-    def connect(self) -> None:
-        """Opens a new connection; what was there is dropped without a word."""
+    def connect(self, address: tuple[str, int] | None = None) -> None:
+        """Opens a new connection; what was there is dropped without a word. `address`: not the fleet's."""
+        self.redirects, self.address = 0, address or self.fleet.address
+        self._connect()
+
+    def _connect(self) -> None:
         self.drop()
         self._reset()
         self.conn += 1
-        raw = socket.create_connection(self.fleet.address, timeout=10)
+        raw = socket.create_connection(self.address or self.fleet.address, timeout=10)
         raw.setblocking(False)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = self.context.wrap_socket(raw, server_hostname=HUB_NAME, do_handshake_on_connect=False)
@@ -77,10 +101,11 @@ class SimNode:
 
     def drop(self) -> None:
         """Cuts the connection."""
-        if self.sock is not None:
-            self.fleet.remove(self)
-            self.sock.close()
-            self.sock = None
+        with self.fleet.lock:  # the test's thread and the fleet's own may both cut it
+            if self.sock is not None:
+                self.fleet.remove(self)
+                self.sock.close()
+                self.sock = None
         self.closed = True
 
     def send(self, kind: int, body: Any = None, stream: int = 0) -> None:
@@ -88,19 +113,29 @@ class SimNode:
         self.raw(wire.message(kind, raw, stream))
 
     def raw(self, data: bytes) -> None:
-        self.sent_bytes += len(data)
-        self.out += data
-        if not self.shaking:
-            self.flush()
+        # The test's thread, or the fleet's own, which may be sending at this moment.
+        with self.fleet.lock:
+            self.sent_bytes += len(data)
+            self.out += data
+            if not self.shaking:
+                self.flush()
 
     def ping(self) -> None:
         self.raw(PING)
 
     def report(self, kind: str, key: str, body: Any) -> int:
         """Sends one upstream entry; returns its number."""
-        self.n += 1
-        self.send(wire.REPORT, {"e": [{"n": self.n, "k": key, "t": kind, "b": body}]})
-        return self.n
+        with (
+            self.fleet.lock
+        ):  # tests call it beside the fleet's thread, which may be writing to the same socket
+            self.n += 1
+            entry = {"n": self.n, "k": key, "t": kind, "b": body}
+            if self.unanswered is not None:
+                self.unanswered[self.n] = entry
+                if self.welcome is None or self.closed:
+                    return self.n
+            self.send(wire.REPORT, {"e": [entry]})
+            return self.n
 
     def flush(self) -> None:
         if self.sock is None:
@@ -122,7 +157,9 @@ class SimNode:
                 assert self.sock is not None
                 self.sock.do_handshake()
                 self.shaking = False
-                self._hello()
+                if not self.stranger:
+                    self._hello()
+                self.flush()
             while self.sock is not None:
                 data = self.sock.recv(16384)
                 if not data:
@@ -132,6 +169,9 @@ class SimNode:
                 acks: list[list[str]] = []
                 for kind, stream, body in self.decoder.feed(data):
                     self._message(kind, stream, body, acks)
+                if self.redirect is not None:
+                    self._follow(self.redirect)
+                    return
                 if acks:
                     self.acks += len(acks)
                     self.send(wire.ACK, {"a": acks})
@@ -140,12 +180,23 @@ class SimNode:
         except OSError:
             self.drop()
 
+    def _follow(self, to: str) -> None:
+        self.redirects = 1 if self.welcome else self.redirects + 1
+        assert self.redirects <= 4, f"{self.name} is sent from hub to hub"
+        host, _, port = to.rpartition(":")
+        self.address = (host, int(port))
+        self._connect()
+
     def _hello(self) -> None:
         self.send(
             wire.HELLO,
             {
                 "proto": [1, 1],
-                "features": ["log"],
+                "features": [
+                    "log",
+                    *(self.shell.features if self.shell else ()),
+                    *(["trust"] if self.trust else ()),
+                ],
                 "agent": "sim",
                 "inc": self.inc,
                 "boot": self.boot,
@@ -155,6 +206,8 @@ class SimNode:
                 "claim": self.claim,
                 "rev": self.revision,
                 **({"limits": self.limits} if self.limits else {}),
+                **({"trust": self.trust} if self.trust else {}),
+                **({"redirects": self.redirects} if self.redirects else {}),
             },
         )
 
@@ -165,6 +218,7 @@ class SimNode:
             self._set(body, acks)
         elif kind == wire.DEL:
             fields = json.loads(body)
+            self.dels += 1
             self.docs.pop(fields["k"], None)
             self.bodies.pop(fields["k"], None)
             self.revision = max(self.revision, fields["r"])
@@ -180,12 +234,29 @@ class SimNode:
             self.stored.update((n, "") for n in fields["n"])
             self.stored.update((n, reason) for n, reason in fields["refused"])
             self.revision = max(self.revision, fields["r"])
+            for n in [*fields["n"], *(n for n, _ in fields["refused"])]:
+                (self.unanswered or {}).pop(n, None)
         elif kind == wire.GOAWAY:
             self.goaway = json.loads(body)
+        elif kind == wire.BUNDLE:
+            self.bundle = json.loads(body)
+            self.bundles += 1
+            self.asked += self.bundle.get("renew") is True
+        elif kind == wire.RENEWED:
+            self.renewed = json.loads(body)
+        elif kind == wire.JOINED:
+            self.joined = json.loads(body)
+        elif kind == wire.REDIRECT:
+            self.redirect = json.loads(body)["to"]
+        elif self.shell is not None and self.shell.message(kind, stream, body):
+            pass
         elif kind == wire.OPEN:
             self._open(stream, json.loads(body))
         elif kind == wire.CLOSE:
             self.streams.pop(stream, None)
+            self.unsent.pop(stream, None)
+        elif kind == wire.CREDIT:
+            self._credit(stream, json.loads(body)["c"])
 
     def _welcomed(self, fields: dict[str, Any]) -> None:
         self.welcome = fields
@@ -197,6 +268,8 @@ class SimNode:
             self.revision = 0
         if fields["sync"] == "diff":
             self.send(wire.PAIRS, {"pairs": sorted(self.docs.items())})
+        if self.unanswered:
+            self.send(wire.REPORT, {"e": list(self.unanswered.values())})
 
     def _set(self, body: bytes, acks: list[list[str]]) -> None:
         header, document = wire.split_set_body(body)
@@ -225,30 +298,19 @@ class SimNode:
     def _open(self, stream: int, request: dict[str, Any]) -> None:
         self.streams[stream] = json.dumps(request).encode()
         if self.log:
-            self.send(wire.DATA, self.log[: request["credit"]], stream)
-            if not request["follow"]:
-                self.send(wire.CLOSE, {}, stream)
+            self.unsent[stream] = (self.log, request.get("follow", False))
+            self._credit(stream, request["credit"])
 
-
-def running_status() -> dict[str, Any]:
-    """A PodStatus as an agent reports it for a pod that runs."""
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {
-        "phase": "Running",
-        "startTime": now,
-        "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": now}],
-        "containerStatuses": [
-            {
-                "name": "main",
-                "ready": True,
-                "started": True,
-                "restartCount": 0,
-                "image": "none",
-                "imageID": "",
-                "state": {"running": {"startedAt": now}},
-            }
-        ],
-    }
+    def _credit(self, stream: int, credit: int) -> None:
+        if stream not in self.unsent:
+            return
+        rest, follow = self.unsent.pop(stream)
+        for at in range(0, min(credit, len(rest)), 65536):
+            self.send(wire.DATA, rest[at : min(at + 65536, credit)], stream)
+        if rest[credit:]:
+            self.unsent[stream] = (rest[credit:], follow)
+        elif not follow:
+            self.send(wire.CLOSE, {}, stream)
 
 
 class Fleet:

@@ -12,10 +12,11 @@ from itertools import chain, islice
 from typing import Any, Final
 
 from hub.api.schema import Resource
-from hub.api.validation import meta, names, others, pods, workloads
+from hub.api.validation import access, certificates, meta, names, others, pods, workloads
 from hub.api.validation.meta import Causes, Object
 from hub.api.validation.names import generated_name
 from hub.errors import Cause, Invalid, invalid, not_supported
+from hub.policies import specs
 
 __all__ = [
     "check_create",
@@ -42,7 +43,17 @@ _RULES: Final[dict[tuple[str, str], Callable[[Object], Causes]]] = {
     ("apps", "Deployment"): workloads.deployment,
     ("apps", "ReplicaSet"): workloads.replica_set,
     ("apps", "DaemonSet"): workloads.daemon_set,
+    (specs.GROUP, "ValidatingAdmissionPolicy"): specs.policy_causes,
+    (specs.GROUP, "ValidatingAdmissionPolicyBinding"): specs.binding_causes,
+    ("certificates.k8s.io", "CertificateSigningRequest"): certificates.signing_request,
     ("cloudhub.dev", "JoinToken"): others.join_token,
+    ("", "ServiceAccount"): access.service_account,
+    (access.GROUP, "Role"): access.role,
+    (access.GROUP, "ClusterRole"): access.cluster_role,
+    (access.GROUP, "RoleBinding"): access.role_binding,
+    (access.GROUP, "ClusterRoleBinding"): access.cluster_role_binding,
+    ("cloudhub.dev", "Revocation"): others.revocation,
+    ("cloudhub.dev", "Device"): others.device,
 }
 _UPDATE_RULES: Final[dict[tuple[str, str], Callable[[Object, Object], Causes]]] = {
     ("", "Pod"): pods.pod_update,
@@ -52,12 +63,23 @@ _UPDATE_RULES: Final[dict[tuple[str, str], Callable[[Object, Object], Causes]]] 
     ("apps", "Deployment"): workloads.selector_update,
     ("apps", "ReplicaSet"): workloads.selector_update,
     ("apps", "DaemonSet"): workloads.selector_update,
+    ("certificates.k8s.io", "CertificateSigningRequest"): certificates.signing_request_update,
     ("cloudhub.dev", "JoinToken"): others.join_token_update,
+    (access.GROUP, "RoleBinding"): access.binding_update,
+    (access.GROUP, "ClusterRoleBinding"): access.binding_update,
+    ("cloudhub.dev", "Revocation"): others.revocation_update,
+    ("cloudhub.dev", "Device"): others.device_update,
 }
+_UNCHANGED: Final[dict[tuple[str, str], Callable[[Object, Object], bool]]] = {
+    ("", "Pod"): pods.is_unchanged,
+}
+"""Where the rules of a kind need not be asked again for an update: they would find what they found in the old object."""
 
 
 def _meta(resource: Resource, obj: Object) -> Causes:
     check = names.dns_label if resource.kind == "Namespace" else names.dns_subdomain
+    if resource.group == access.GROUP:
+        check = names.path_segment
     return meta.object_meta(obj.get("metadata", {}), namespaced=resource.namespaced, name_check=check)
 
 
@@ -67,18 +89,24 @@ def _rules(resource: Resource, obj: Object) -> Causes:
         yield from rules(obj)
 
 
-def validate_create(resource: Resource, obj: dict[str, Any]) -> list[Cause]:
-    """What is wrong with a new object (name already generated, namespace set): at most FOUND_MAX causes."""
-    return list(islice(chain(_meta(resource, obj), _rules(resource, obj)), FOUND_MAX))
+def validate_create(resource: Resource, obj: dict[str, Any], *, spec_known: bool = False) -> list[Cause]:
+    """What is wrong with a new object (name already generated, namespace set): at most FOUND_MAX causes. `spec_known`: of a Pod
+    whose spec, but for its node's name, was found valid before."""
+    rules = pods.node_name("spec", obj.get("spec", {})) if spec_known else _rules(resource, obj)
+    return list(islice(chain(_meta(resource, obj), rules), FOUND_MAX))
 
 
 def validate_update(resource: Resource, new: dict[str, Any], old: dict[str, Any]) -> list[Cause]:
-    """What is wrong with replacing `old` by `new`; both carry their system metadata. At most FOUND_MAX causes."""
-    update_rules = _UPDATE_RULES.get((resource.group, resource.kind), _no_rules)
+    """What is wrong with replacing `old` by `new`; both carry their system metadata. At most FOUND_MAX causes. What `old` was
+    stored with, and `new` has unchanged, is not judged again."""
+    kind = (resource.group, resource.kind)
+    update_rules = _UPDATE_RULES.get(kind, _no_rules)
+    is_unchanged = _UNCHANGED.get(kind)
+    same = is_unchanged is not None and is_unchanged(new, old)
     causes = chain(
         meta.object_meta_update(new.get("metadata", {}), old.get("metadata", {})),
         _meta(resource, new),
-        _rules(resource, new),
+        () if same else _rules(resource, new),
         update_rules(new, old),
     )
     return list(islice(causes, FOUND_MAX))
@@ -88,9 +116,9 @@ def _no_rules(new: Object, old: Object) -> Causes:
     return iter(())
 
 
-def check_create(resource: Resource, obj: dict[str, Any]) -> None:
+def check_create(resource: Resource, obj: dict[str, Any], *, spec_known: bool = False) -> None:
     """As `validate_create`. Raises Invalid (422)."""
-    _raise(resource, obj, validate_create(resource, obj))
+    _raise(resource, obj, validate_create(resource, obj, spec_known=spec_known))
 
 
 def check_update(resource: Resource, new: dict[str, Any], old: dict[str, Any]) -> None:

@@ -71,6 +71,17 @@ def dns_subdomain(value: str) -> list[str]:
     return out
 
 
+def path_segment(value: str) -> list[str]:
+    """The name of a role or binding: whatever can stand in a path, such as `system:basic-user`."""
+    out = [_longest(253)] if len(value) > 253 else []
+    if value in (".", ".."):
+        out.append(f"may not be '{value}'")
+    out += [f"may not contain '{c}'" for c in ("/", "%") if c in value]
+    if any(not c.isprintable() for c in value):
+        out.append("may not contain characters that cannot be printed")
+    return out
+
+
 def qualified_name(value: str) -> list[str]:
     """A label or annotation key, taint key, resource name: `name` or `prefix/name`."""
     prefix, slash, name = value.rpartition("/")

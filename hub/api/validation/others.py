@@ -1,12 +1,14 @@
-"""Rules for ConfigMap, Secret, Namespace, Node, Event, Lease and JoinToken. [pure]"""
+"""Rules for ConfigMap, Secret, Namespace, Node, Event, Lease, JoinToken, Revocation and Device. [pure]"""
 
 from __future__ import annotations
 
 import base64
+import re
 from typing import Final
 
 import msgspec
 
+from edgelite import devices
 from hub.api import quantity
 from hub.api.validation import names
 from hub.api.validation.meta import (
@@ -22,6 +24,8 @@ from hub.api.validation.meta import (
 )
 from hub.errors import duplicate, forbidden, invalid, required, too_long
 from security import join
+from security.revocation import KINDS, REASON_CHARS_MAX
+from security.serials import serial_text
 
 DATA_BYTES_MAX: Final = 1024 * 1024
 _REDACTED: Final = "<secret contents redacted>"
@@ -81,7 +85,7 @@ def secret(obj: Object) -> Causes:
 def _is_json_object(encoded: str) -> bool:
     try:
         msgspec.json.decode(base64.b64decode(encoded), type=dict[str, msgspec.Raw])
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return False
     return True
 
@@ -193,6 +197,10 @@ def join_token(obj: Object) -> Causes:
         if "count" in spec and spec["count"] != 1:
             yield invalid("spec.count", spec["count"], "must be 1 or left out when `node` is set")
     elif pool:
+        if spec.get("replace"):
+            yield forbidden(
+                "spec.replace", "goes with `node`: a pool's token takes no place of another machine"
+            )
         yield from each("spec.pool", pool, names.dns_label)
         if "count" not in spec:
             yield required("spec.count", "a token of a pool says how many nodes may join")
@@ -205,3 +213,44 @@ def join_token(obj: Object) -> Causes:
 
 def join_token_update(new: Object, old: Object) -> Causes:
     yield from immutable("spec", new.get("spec"), old.get("spec"))
+
+
+def revocation(obj: Object) -> Causes:
+    spec = obj.get("spec", {})
+    given = [kind for kind in KINDS if spec.get(kind)]
+    if not given:
+        yield required("spec.node", "one of `node`, `token` and `serial` is required")
+    for extra in given[1:]:
+        yield forbidden(f"spec.{extra}", f"may not be set together with `{given[0]}`")
+    if spec.get("node"):
+        yield from each("spec.node", spec["node"], names.dns_subdomain)
+    if spec.get("token") and re.fullmatch("[0-9a-f]{16}", spec["token"]) is None:
+        yield invalid(
+            "spec.token", spec["token"], "must be the id of a join token: 16 hex digits, its object's name"
+        )
+    if spec.get("serial") and not serial_text(spec["serial"]):
+        yield invalid(
+            "spec.serial", spec["serial"], "must be a certificate's serial number in hex, at most 20 bytes"
+        )
+    if len(spec.get("reason", "")) > REASON_CHARS_MAX:
+        yield invalid("spec.reason", "...", f"must have at most {REASON_CHARS_MAX} characters")
+
+
+def revocation_update(new: Object, old: Object) -> Causes:
+    yield from immutable("spec", new.get("spec"), old.get("spec"))
+
+
+def device(obj: Object) -> Causes:
+    spec = obj.get("spec", {})
+    if not spec.get("nodeName"):
+        yield required("spec.nodeName", "a device belongs to one node")
+    else:
+        yield from each("spec.nodeName", spec["nodeName"], names.dns_subdomain)
+    for path, fault in devices.faults(spec):
+        yield invalid(f"spec.{path}", "...", fault)
+
+
+def device_update(new: Object, old: Object) -> Causes:
+    yield from immutable(
+        "spec.nodeName", new.get("spec", {}).get("nodeName"), old.get("spec", {}).get("nodeName")
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from typing import Final
 
@@ -44,7 +43,8 @@ def pod_spec(path: str, spec: Object, pod_labels: dict[str, str] | None = None) 
     yield from nonnegative(path + ".terminationGracePeriodSeconds", spec.get("terminationGracePeriodSeconds"))
     yield from in_range(path + ".activeDeadlineSeconds", spec.get("activeDeadlineSeconds"), 1, ID_MAX)
     yield from labels(path + ".nodeSelector", spec.get("nodeSelector"))
-    for field in ("nodeName", "serviceAccountName", "runtimeClassName", "priorityClassName"):
+    yield from node_name(path, spec)
+    for field in ("serviceAccountName", "runtimeClassName", "priorityClassName"):
         if spec.get(field):
             yield from each(f"{path}.{field}", spec[field], names.dns_subdomain)
     for field in ("hostname", "subdomain"):
@@ -63,6 +63,12 @@ def pod_spec(path: str, spec: Object, pod_labels: dict[str, str] | None = None) 
     if spec.get("hostPID") and spec.get("shareProcessNamespace"):
         text = "ShareProcessNamespace and HostPID cannot both be enabled"
         yield invalid(path + ".shareProcessNamespace", True, text)
+
+
+def node_name(path: str, spec: Object) -> Causes:
+    """The one field of a spec that differs between pods of one sort."""
+    if spec.get("nodeName"):
+        yield from each(f"{path}.nodeName", spec["nodeName"], names.dns_subdomain)
 
 
 def _containers(path: str, spec: Object, image_optional: bool) -> Causes:
@@ -210,14 +216,26 @@ def pod(obj: Object) -> Causes:
     yield from pod_spec("spec", obj.get("spec", {}), obj.get("metadata", {}).get("labels"))
 
 
+def is_unchanged(new: Object, old: Object) -> bool:
+    """Does `pod` find in `new` what it has found in `old`?"""
+    labels, were = ((o.get("metadata", {}).get("labels") or {}).get(RUNTIME_LABEL) for o in (new, old))
+    return bool(labels == were and new.get("spec") == old.get("spec"))
+
+
+_CHANGEABLE: Final = (
+    "activeDeadlineSeconds",
+    "tolerations",
+    "terminationGracePeriodSeconds",
+    "schedulingGates",
+)
+
+
 def _settled(spec: Object) -> Object:
     """The spec without what an update may change."""
-    out = copy.deepcopy(spec)
+    out = {field: value for field, value in spec.items() if field not in _CHANGEABLE}
     for field in ("containers", "initContainers"):
-        for value in out.get(field, []):
-            value.pop("image", None)
-    for field in ("activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds", "schedulingGates"):
-        out.pop(field, None)
+        if field in out:
+            out[field] = [{k: v for k, v in c.items() if k != "image"} for c in out[field]]
     return out
 
 
@@ -232,6 +250,8 @@ def _untimed(toleration: Object) -> tuple[str, ...]:
 
 def pod_update(new: Object, old: Object) -> Causes:
     spec, was = new.get("spec", {}), old.get("spec", {})
+    if spec == was:
+        return
     for field in ("containers", "initContainers"):
         if len(spec.get(field, [])) != len(was.get(field, [])):
             yield forbidden(f"spec.{field}", "pod updates may not add or remove containers")

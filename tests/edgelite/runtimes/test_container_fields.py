@@ -130,6 +130,12 @@ def test_what_cannot_be_honoured_is_refused_by_name(
         ({}, {"image": "Not Valid"}, "spec.containers[0].image"),
         ({}, {"resources": {"limits": {"example.com/gpu": "1"}}}, "example.com/gpu"),
         ({}, {"ports": [{"containerPort": 80, "hostIP": "127.0.0.1"}]}, "ports[0].hostIP"),
+        (
+            {},
+            {"env": [{"name": "K", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]},
+            "containers[0].env:",
+        ),
+        ({}, {"envFrom": [{"secretRef": {"name": "s"}}]}, "containers[0].envFrom:"),
     ],
 )
 def test_what_has_no_effect_is_warned_about_by_name(

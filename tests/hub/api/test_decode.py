@@ -235,3 +235,63 @@ def test_quantities_round_up() -> None:
 
 def test_escaped_text_beyond_the_basic_plane_is_read() -> None:
     assert parse_json(b'{"a":"\\ud83d\\ude00\\u00fc"}') == {"a": "\U0001f600ü"}
+
+
+@pytest.mark.parametrize(
+    ("number", "kept"), [(1 << 80, float(1 << 80)), (-(1 << 64), float(-(1 << 64))), (5, 5)]
+)
+def test_an_integer_beyond_64_bits_becomes_a_float_where_any_value_may_be(number: int, kept: float) -> None:
+    entry = {"manager": "m", "fieldsV1": {"f:x": [number]}}
+    made = decode.decode(POD, {"metadata": {"name": "c", "managedFields": [entry]}}).object
+    assert made["metadata"]["managedFields"][0]["fieldsV1"] == {"f:x": [kept]}
+    orjson.dumps(made)
+
+
+def test_a_number_that_no_float_holds_is_refused() -> None:
+    entry = {"fieldsV1": {"f:x": 10**400}}
+    with pytest.raises(BadRequest, match="out of range"):
+        decode.decode(POD, {"metadata": {"name": "c", "managedFields": [entry]}})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"a":1,"b":[{"c":"d"}]}', {"a": 1, "b": [{"c": "d"}]}),
+        ('{"a":1}\n', {"a": 1}),
+        ('{"a": 1}', {"a": 1}),
+        ('{"a":1.0,"b":-0.0,"c":1e300}', {"a": 1.0, "b": -0.0, "c": 1e300}),
+        ('{"a":18446744073709551615}', {"a": 18446744073709551615}),
+        ('{"a":184467440737095516150}', {"a": 184467440737095516150}),
+        ('{"a":"\\u003c\\ud83d\\ude00"}', {"a": "<\U0001f600"}),
+    ],
+)
+def test_json_is_what_it_says_however_it_is_written(text: str, expected: Any) -> None:
+    assert parse_json(text.encode()) == expected
+
+
+def test_a_name_given_twice_is_found_in_the_tersest_text() -> None:
+    decoded = decode.decode(POD, parse_json(b'{"metadata":{"name":"a","name":"b"},"spec":{"x":1,"x":1}}'))
+    assert decoded.problems == [
+        'duplicate field "metadata.name"',
+        'duplicate field "spec.x"',
+        'unknown field "spec.x"',
+    ]
+
+
+def test_json_that_is_too_deep_is_refused_however_it_is_written() -> None:
+    for deep in (b"[" * 201 + b"]" * 201, b"[ " * 201 + b"]" * 201, b"[" * 5000 + b"]" * 5000):
+        with pytest.raises(BadRequest, match="max depth"):
+            parse_json(deep)
+    assert parse_json(b"[" + b"[]," * 500 + b"[]]") == [[]] * 501
+
+
+def test_what_is_stored_already_is_taken_over_and_the_rest_is_decoded() -> None:
+    stored = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": {"odd": 1}, "status": {}}
+    changed = {**stored, "metadata": {"name": "a", "labels": None, "odd": 1}}
+    decoded = decode.decode(POD, changed, stored)
+    assert decoded.object == {**stored, "metadata": {"name": "a"}}
+    assert list(decoded.object) == list(stored)
+    assert decoded.object["spec"] is stored["spec"]
+    assert decoded.problems == ['unknown field "metadata.odd"']
+    equal = {**changed, "spec": {"odd": 1}}
+    assert 'unknown field "spec.odd"' in decode.decode(POD, equal, stored).problems

@@ -275,3 +275,8 @@ def test_any_json_either_patches_or_is_refused_as_an_api_error(current: dict[str
             apply_patch(media, POD, {"spec": current}, json.dumps({"spec": change}).encode())
         except (BadRequest, Unprocessable):
             pass
+
+
+def test_objects_are_not_deleted_from_a_list_as_primitives() -> None:
+    with pytest.raises(BadRequest, match="primitive"):
+        strategic(pod(A), {"spec": {"$deleteFromPrimitiveList/containers": ["a"]}})

@@ -444,13 +444,34 @@ async def test_readiness_names_what_is_missing() -> None:
         assert (await hub.get("/readyz/other")).status == 404
 
 
+async def test_where_objects_live_elsewhere_only_health_metrics_and_status_are_served() -> None:
+    async with serving.hub(elsewhere="https://cluster.example:6443") as hub:
+        for path in ("/api", "/apis/apps/v1", "/openapi/v2", CONFIGMAPS):
+            reply = await hub.get(path)
+            assert reply.status == 404 and b"https://cluster.example:6443" in reply.body
+        assert (await hub.get("/")).json["paths"] == ["/livez", "/metrics", "/readyz", "/version"]
+        for path in ("/livez", "/readyz", "/metrics", "/version"):
+            assert (await hub.get(path)).status == 200
+
+
+async def test_a_draining_server_serves_on_and_ends_each_connection_with_its_answer(hub: Hub) -> None:
+    assert "Connection" not in (await hub.get(CONFIGMAPS)).headers
+    hub.api.drain()
+    assert b"[-]shutdown failed" in (await hub.get("/readyz")).body
+    for _ in range(2):
+        reply = await hub.get(CONFIGMAPS)
+        assert (reply.status, reply.headers["Connection"]) == (200, "close")
+
+
 async def test_metrics_count_requests_by_verb_resource_and_code(hub: Hub) -> None:
     await hub.get(CONFIGMAPS)
     await hub.get(f"{CONFIGMAPS}/a")
     text = (await hub.get("/metrics")).body.decode()
-    assert 'cloudhub_api_requests_total{code="200",resource="configmaps",verb="list"} 1.0' in text
-    assert 'cloudhub_api_requests_total{code="404",resource="configmaps",verb="get"} 1.0' in text
+    assert 'cloudhub_api_requests_total{verb="list",resource="configmaps",code="200"} 1' in text
+    assert 'cloudhub_api_requests_total{verb="get",resource="configmaps",code="404"} 1' in text
     assert "cloudhub_api_in_flight" in text
+    took = 'http_server_request_duration_seconds_count{http_request_method="GET",http_response_status_code='
+    assert took + '"200"} 1' in text and took + '"404"} 1' in text
 
 
 # -- logs -----------------------------------------------------------------------------------------------------------
@@ -463,10 +484,12 @@ class Gateway:
         self.asked: list[tuple[str, Object]] = []
         self.closed = asyncio.Event()
         self.refusal: errors.ApiError | None = None
+        self.refusals = 1000
+        """How often it is given."""
 
     async def open_log(self, node: str, options: Object) -> AsyncIterator[bytes]:
         self.asked.append((node, options))
-        if self.refusal:
+        if self.refusal and len(self.asked) <= self.refusals:
             raise self.refusal
         try:
             yield b"first\n"
@@ -514,6 +537,21 @@ async def test_a_followed_log_ends_when_the_client_goes() -> None:
             assert await reply.content.readline() == b"more\n"
         async with asyncio.timeout(DEADLINE_S):
             await gateway.closed.wait()
+
+
+async def test_a_log_waits_for_a_node_that_is_ready_and_between_two_owners() -> None:
+    gateway = Gateway()
+    gateway.refusal, gateway.refusals = errors.ServiceUnavailable("node n is not connected"), 2
+    async with serving.hub(gateway=gateway) as hub:
+        await hub.created(serving.PODS, pod("a", nodeName="n"))
+        path = f"{serving.PODS}/a/log"
+        assert_status(await hub.get(path), 503, "not connected")
+        assert len(gateway.asked) == 1, "nobody waits for a node that is not there"
+        node = await hub.created("/api/v1/nodes", {"kind": "Node", "metadata": {"name": "n"}})
+        node["status"] = {"conditions": [{"type": "Ready", "status": "True"}]}
+        assert (await hub.call("PUT", "/api/v1/nodes/n/status", node)).status == 200
+        assert (await hub.get(path)).body == b"first\n"
+        assert len(gateway.asked) == 3
 
 
 async def test_log_requests_that_cannot_be_served_say_why() -> None:

@@ -14,7 +14,7 @@ from hub.api.selection import Selection
 from hub.api.server import Limits
 from hub.api.watch import Change, Watcher
 from hub.cache import Cache
-from hub.informer import Delta
+from hub.mirror import Delta
 from tests.hub import serving
 from tests.hub.serving import CONFIGMAPS, DEADLINE_S, Hub, configmap, pod
 
@@ -67,16 +67,12 @@ async def test_a_watch_from_a_list_misses_nothing_and_repeats_nothing(hub: Hub) 
         assert await watch.names(1) == [("ADDED", "c")]
 
 
-async def test_what_the_informer_no_longer_keeps_is_replayed_from_the_store(hub: Hub) -> None:
+async def test_what_the_feed_does_not_keep_is_replayed_from_the_store(hub: Hub) -> None:
     await hub.created(CONFIGMAPS, configmap("a"))
     since = await revision_of(hub)
     await hub.created(CONFIGMAPS, configmap("b"))
     await label(hub, "a", "x")
     await delete(hub, "a")
-    informer = hub.informers.of(objects.CONFIGMAPS)
-    await informer.at_least(await hub.store.revision())
-    informer._history.clear()
-    informer._history_after = informer.revision
     async with hub.watch(CONFIGMAPS, resourceVersion=since) as watch:
         assert await watch.names(3) == [("ADDED", "b"), ("MODIFIED", "a"), ("DELETED", "a")]
         await hub.created(CONFIGMAPS, configmap("c"))
@@ -88,10 +84,6 @@ async def test_a_version_that_is_compacted_away_is_a_410_event(hub: Hub) -> None
     since = await revision_of(hub)
     for name in ("b", "c"):
         await hub.created(CONFIGMAPS, configmap(name))
-    informer = hub.informers.of(objects.CONFIGMAPS)
-    await informer.at_least(await hub.store.revision())
-    informer._history.clear()
-    informer._history_after = informer.revision
     await hub.store.compact(await hub.store.revision())
     async with hub.watch(CONFIGMAPS, resourceVersion=since) as watch:
         kind, status = await watch.next()
@@ -141,6 +133,45 @@ async def test_a_watch_of_one_name_or_namespace_sees_no_other(hub: Hub) -> None:
         await hub.created("/api/v1/namespaces/kube-system/configmaps", configmap("z"))
         assert await by_field.names(1) == await by_path.names(1) == [("ADDED", "a")]
         assert await elsewhere.names(1) == [("ADDED", "z")]
+
+
+async def test_what_changes_while_the_present_state_is_read_page_by_page_comes_once(monkeypatch: Any) -> None:
+    monkeypatch.setattr(watch_module, "LIST_PAGE", 1)
+    async with serving.hub() as hub:
+        for name in ("a", "b", "c"):
+            await hub.created(CONFIGMAPS, configmap(name))
+        watches = hub.api._watches[objects.CONFIGMAPS]
+        whole, pages = watches.page, 0
+
+        async def page(*args: Any) -> Any:
+            nonlocal pages
+            pages += 1
+            found = await whole(*args)
+            if pages == 1:
+                await label(hub, "c", "x")
+                await hub.created(CONFIGMAPS, configmap("d"))
+                await delete(hub, "b")
+            return found
+
+        monkeypatch.setattr(watches, "page", page)
+        async with hub.watch(CONFIGMAPS) as watch:
+            assert await watch.names(3) == [("ADDED", "a"), ("ADDED", "b"), ("ADDED", "c")]
+            assert await watch.names(3) == [("MODIFIED", "c"), ("ADDED", "d"), ("DELETED", "b")]
+            assert pages == 3
+
+
+async def test_no_watch_leaves_anything_running_but_the_feed_for_a_while(hub: Hub) -> None:
+    watches = hub.api._watches[objects.CONFIGMAPS]
+    assert not watches.feed.running
+    async with hub.watch(CONFIGMAPS):
+        await until(lambda: len(watches) == 1)
+        assert watches.feed.running
+    await until(lambda: watches.feed._ending is not None)
+    await watches.stop()
+    assert not watches.feed.running
+    async with hub.watch(CONFIGMAPS) as watch:
+        await hub.created(CONFIGMAPS, configmap("a"))
+        assert await watch.names(1) == [("ADDED", "a")]
 
 
 async def test_a_streaming_list_ends_with_a_marked_bookmark(hub: Hub) -> None:
@@ -280,9 +311,9 @@ async def test_a_full_queue_ends_the_watch_and_holds_nothing(monkeypatch: Any) -
     monkeypatch.setattr(watch_module, "QUEUE_EVENTS_MAX", 3)
     watcher = Watcher(Selection())
     for i in range(3):
-        watcher.offer(change(f"c{i}", i))
+        watcher.offer(change(f"c{i}", i + 1))
     assert not watcher.ended
-    watcher.offer(change("c3", 3))
+    watcher.offer(change("c3", 4))
     assert watcher.ended
     assert watcher.take() == []
 
@@ -301,16 +332,14 @@ async def test_the_bytes_of_an_event_are_made_once_for_all_watchers(hub: Hub) ->
         cache = hub.api._watches[objects.CONFIGMAPS]
         await until(lambda: len(cache) == 2)
         made: list[Change] = []
-        whole = cache._handle
+        whole = cache.feed._handler
 
         def handle(deltas: Any, revision: int) -> None:
             whole(deltas, revision)
             for watcher in cache._watchers:
                 made.extend(c for _, c in watcher._queue)
 
-        assert cache._unsubscribe is not None
-        cache._unsubscribe()
-        cache._unsubscribe = hub.informers.of(objects.CONFIGMAPS).subscribe(handle)
+        cache.feed._handler = handle
         await hub.created(CONFIGMAPS, configmap("a"))
         assert await first.names(1) == await second.names(1) == [("ADDED", "a")]
         assert len(made) == 2

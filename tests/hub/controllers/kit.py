@@ -8,8 +8,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from hub import deletion, errors
+from hub.controllers.controller import Controller
+from hub.controllers.events import Events
 from hub.controllers.meta import rfc3339
 from hub.controllers.run import Controllers, admit
+from hub.controllers.scheduler import Scheduler
 from hub.deletion import FORCE, DeleteOptions
 from hub.informer import Delta, Informers
 from hub.objects import (
@@ -25,8 +28,11 @@ from hub.objects import (
     Resource,
 )
 from hub.registry import Registry, Stored
-from hub.store.base import WatchBatch
+from hub.roles import Roles
 from hub.store.memory import MemoryStore
+from shards.kv import WatchBatch
+from shards.ownership import CONTROLLERS, ROLES, SCHEDULER, Unit
+from tests.hub.fake_ownership import Cell
 
 Object = dict[str, Any]
 DEADLINE_S = 20.0
@@ -140,7 +146,9 @@ class LaggingStore(MemoryStore):
         super().__init__()
         self.lag = lag
 
-    async def watch(self, ranges: Sequence[tuple[str, str]], after: int) -> AsyncIterator[WatchBatch]:
+    async def watch(
+        self, ranges: Sequence[tuple[str, str]], after: int, *, patient: bool = False
+    ) -> AsyncIterator[WatchBatch]:
         late = self.lag if "/pods/" in ranges[0][0] else 0
         async for batch in super().watch(ranges, after):
             for _ in range(late):
@@ -148,15 +156,79 @@ class LaggingStore(MemoryStore):
             yield batch
 
 
+class Sets:
+    """The sets of controllers of both roles, as one."""
+
+    def __init__(self, roles: Roles) -> None:
+        self._roles = roles
+
+    def of(self, role: str) -> Controllers:
+        found = self._roles.controllers(role)
+        assert found is not None, f"{role} does not run"
+        return found
+
+    @property
+    def all(self) -> list[Controllers]:
+        return [c for role in ROLES if (c := self._roles.controllers(role)) is not None]
+
+    @property
+    def events(self) -> Events:
+        return self.of(CONTROLLERS).events
+
+    @property
+    def drivers(self) -> list[Controller[Any]]:
+        return [d for c in self.all for d in c.drivers]
+
+    @property
+    def scheduler(self) -> Scheduler:
+        return next(p for p in self.of(SCHEDULER).parts if isinstance(p, Scheduler))
+
+    @property
+    def handler_bugs(self) -> int:
+        return sum(c.handler_bugs for c in self.all)
+
+    @property
+    def idle(self) -> bool:
+        return all(c.idle for c in self.all)
+
+    def figures(self) -> dict[str, dict[str, int]]:
+        return self._roles.figures()
+
+    async def at_least(self, revision: int) -> None:
+        for controllers in self.all:
+            await controllers.informers.at_least(revision)
+
+
+class Told:
+    """The member's listener of a hub without a gateway."""
+
+    def __init__(self, roles: Roles) -> None:
+        self.gained, self.drain, self.lost, self.resumed = (
+            roles.gained,
+            roles.drain,
+            roles.lost,
+            roles.resumed,
+        )
+
+    def routes_changed(self, units: list[Unit]) -> None:
+        pass
+
+
 class Hub:
-    def __init__(self, lag: int = 0) -> None:
-        self.clock = FakeClock()
-        self.store = LaggingStore(lag)
+    """One replica; `beside`: another one of the same store."""
+
+    def __init__(self, lag: int = 0, beside: "Hub | None" = None) -> None:
+        self.clock = beside.clock if beside else FakeClock()
+        self.store = beside.store if beside else LaggingStore(lag)
+        self.cell = beside.cell if beside else Cell(self.store)
+        self.ownership = self.cell.member(f"m{len(self.cell.all)}")
         keys = Keys()
         self.registry = Registry(self.store, keys)
         self.informers = Informers(self.store, keys, RESOURCES)
         self.kubelet = Kubelet(self)
-        self.controllers = Controllers(self.registry, self.informers, clock=self.clock)
+        self.roles = Roles(self.registry, self.ownership, clock=self.clock)
+        self.ownership.listener = Told(self.roles)
+        self.controllers = Sets(self.roles)
 
     # -- objects ----------------------------------------------------------------------------------------------
 
@@ -213,6 +285,7 @@ class Hub:
             revision = await self.store.revision()
             for res in RESOURCES:
                 await asyncio.wait_for(self.informers.of(res).at_least(revision), DEADLINE_S)
+            await asyncio.wait_for(self.controllers.at_least(revision), DEADLINE_S)
             await asyncio.sleep(0)
             still = (
                 self.controllers.idle and not self.kubelet.busy and revision == await self.store.revision()
@@ -232,19 +305,21 @@ class Hub:
 
 
 @asynccontextmanager
-async def running(given: Hub | None = None) -> AsyncIterator[Hub]:
-    """A hub that runs, with the namespace shop; over the store of `given` where there is one."""
+async def running(given: Hub | None = None, *, owns: bool = True) -> AsyncIterator[Hub]:
+    """A hub that runs and owns the roles, with the namespace shop; over the store of `given` where there is one."""
     hub = given or Hub()
     async with asyncio.TaskGroup() as tasks:
         running_tasks = [
             tasks.create_task(hub.informers.run()),
             tasks.create_task(hub.kubelet.run()),
-            tasks.create_task(hub.controllers.run()),
+            tasks.create_task(hub.roles.run()),
         ]
         try:
             if await hub.registry.find(NAMESPACES, "", "shop") is None:
                 await hub.namespace()
             await asyncio.wait_for(hub.informers.synced(), DEADLINE_S)
+            if owns:
+                await asyncio.wait_for(hub.ownership.take(ROLES), DEADLINE_S)
             await hub.settle()
             yield hub
             hub.check_no_bugs()

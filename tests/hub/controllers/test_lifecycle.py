@@ -7,7 +7,7 @@ import pytest
 from hub.controllers import replicas
 from hub.controllers.events import TTL_S
 from hub.controllers.taints import taint_keys, with_taints
-from hub.objects import CONFIGMAPS, EVENTS, NAMESPACES, Condition
+from hub.objects import CONFIGMAPS, EVENTS, NAMESPACES, SHARED, Condition
 from tests.hub.controllers.kit import (
     DEPLOYMENTS,
     NODES,
@@ -15,6 +15,7 @@ from tests.hub.controllers.kit import (
     REPLICASETS,
     Hub,
     deployment,
+    node,
     pod,
     replica_set,
     running,
@@ -143,7 +144,7 @@ async def test_an_owner_of_the_same_name_and_another_uid_is_not_the_owner() -> N
 async def test_a_dependent_whose_owner_the_cache_has_not_seen_is_left_alone() -> None:
     async with running() as hub:
         owner = await hub.create(CONFIGMAPS, config_map("owner"))
-        hub.informers.of(CONFIGMAPS).cache.drop(("shop", "owner"))
+        hub.controllers.of("controllers").informers.of(CONFIGMAPS).cache.drop(("shop", "owner"))
         await hub.create(CONFIGMAPS, config_map("child", owner))
         await hub.settle()
         assert (await hub.get(CONFIGMAPS, "child"))["metadata"]["uid"]
@@ -400,3 +401,14 @@ async def test_a_bug_in_one_key_is_counted_and_holds_up_no_other(monkeypatch: py
         assert len(await hub.all(PODS)) == 5
         for driver in hub.controllers.drivers:
             driver.bugs = 0
+
+
+async def test_a_pod_that_was_there_before_its_node_moves_to_the_nodes_slot() -> None:
+    async with running() as hub:
+        await hub.create(PODS, pod("early", nodeName="edge"))
+        await hub.settle()
+        assert (await hub.registry.get(PODS, "shop", "early")).partition == SHARED
+        await hub.create(NODES, node("edge", labels={"cloudhub.dev/site": "harbour"}))
+        await hub.settle()
+        lies = (await hub.registry.get(NODES, "", "edge")).partition
+        assert (await hub.registry.get(PODS, "shop", "early")).partition == lies

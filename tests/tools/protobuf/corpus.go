@@ -10,6 +10,8 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -46,6 +48,8 @@ func filler(seed int64) *randfill.Filler {
 		},
 		func(b *[]byte, c randfill.Continue) { *b = [][]byte{{}, {0, 255}, []byte("text")}[c.Intn(3)] },
 		func(v *authenticationv1.ExtraValue, c randfill.Continue) { *v = []string{"", "x"} },
+		func(v *authorizationv1.ExtraValue, c randfill.Continue) { *v = []string{"", "x"} },
+		func(v *certificatesv1.ExtraValue, c randfill.Continue) { *v = []string{"", "x"} },
 		func(f *metav1.FieldsV1, c randfill.Continue) { f.Raw = []byte(`{"f:data":{".":{},"f:a":{}}}`) },
 		func(t *metav1.TypeMeta, c randfill.Continue) {},
 	)

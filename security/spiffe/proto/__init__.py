@@ -1,0 +1,1 @@
+"""Published messages of SPIFFE and SPIRE, and what is generated from them."""

@@ -1,0 +1,1 @@
+"""etcd over grpc.aio: endpoints, keys, leases and one watch stream."""

@@ -1,0 +1,1 @@
+"""Published messages of etcd, and what is generated from them."""

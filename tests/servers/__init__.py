@@ -1,0 +1,1 @@
+"""Real servers on loopback for tests: what the hub talks to, with their faults."""
