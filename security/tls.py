@@ -171,7 +171,7 @@ def _load_roots(context: ssl.SSLContext, roots_pem: str) -> None:
 
 
 def _load_identity(context: ssl.SSLContext, cert_pem: str, key_pem: str) -> None:
-    with _secret_file((cert_pem.rstrip() + "\n" + key_pem).encode()) as path:
+    with secret_file((cert_pem.rstrip() + "\n" + key_pem).encode()) as path:
         try:
             # A password that is asked for would block on the terminal; there is none.
             context.load_cert_chain(path, password=b"")
@@ -180,7 +180,7 @@ def _load_identity(context: ssl.SSLContext, cert_pem: str, key_pem: str) -> None
 
 
 @contextlib.contextmanager
-def _secret_file(data: bytes) -> Iterator[str]:
+def secret_file(data: bytes) -> Iterator[str]:
     """A path under which `data` can be read while the context lasts, by this process alone."""
     if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
         fd = os.memfd_create("identity", os.MFD_CLOEXEC)

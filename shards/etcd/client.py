@@ -7,6 +7,7 @@ asks for a leader (`hasleader`), so that a member without quorum answers at once
 import asyncio
 import contextlib
 import random
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from typing import Any, cast
 import grpc
 import grpc.aio
 
+from security.tls import secret_file
 from shards.etcd.proto import rpc_pb2 as pb
+from shards.etcd.stream import Stream, StreamEnded, open_stream
 from shards.kv import HistoryLost, LeaseGone, StoreError, Unavailable, ValueTooLarge
 
 ATTEMPT_S = 2.0
@@ -26,6 +29,7 @@ CALL_S = 5.0
 BACKOFF_S = (0.02, 0.5)
 """First and longest pause between attempts; each doubles, with jitter."""
 REQUIRE_LEADER = (("hasleader", "true"),)
+WATCH = "/etcdserverpb.Watch/Watch"
 OPTIONS = (
     # Values are bounded by etcd; the answer to a page or a transaction of many keys is not.
     ("grpc.max_receive_message_length", -1),
@@ -58,6 +62,20 @@ class Tls:
     cert: bytes | None = None
     key: bytes | None = None
 
+    def context(self) -> ssl.SSLContext:
+        """For HTTP/2, as strict as gRPC is with the same bytes. Raises Unavailable for bytes that are no PEM."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["h2"])
+        try:
+            context.load_verify_locations(cadata=self.ca.decode())
+            if self.cert is not None and self.key is not None:
+                with secret_file(self.cert.rstrip() + b"\n" + self.key) as path:
+                    context.load_cert_chain(path, password=b"")
+        except (ssl.SSLError, ValueError) as failure:
+            raise Unavailable(f"etcd: the certificate files cannot be used: {failure}") from failure
+        return context
+
 
 def read_tls(ca: str, cert: str = "", key: str = "") -> Tls | None:
     """From the files' paths; None without a CA. Raises OSError."""
@@ -76,7 +94,8 @@ class Uncertain(Exception):
 
 
 class Client:
-    """Unary calls, lease keepalives and watch streams. Made on the event loop that uses it."""
+    """Unary calls, lease keepalives and watch streams. Made on the event loop that uses it. Raises Unavailable for TLS files that
+    cannot be used."""
 
     def __init__(self, endpoints: Sequence[str], tls: Tls | None = None) -> None:
         if not endpoints:
@@ -88,6 +107,7 @@ class Client:
             else None
         )
         self._links = [_Link(endpoint, credentials) for endpoint in self.endpoints]
+        self._tls = tls.context() if tls else None
         # Replicas that are given the same list do not all lean on its first member.
         self._at = random.randrange(len(self._links))  # noqa: S311
         self.head = 0
@@ -159,10 +179,15 @@ class Client:
 
         return int(await self._persist("keepalive", once, timeout_s=timeout_s, attempt_s=1.0))
 
-    def watch_stream(self) -> "tuple[Any, Callable[[], None]]":
-        """A Watch call to the endpoint in use, and what to call to leave this endpoint."""
+    async def watch_stream(self, received: Callable[[bytes], None]) -> "tuple[Stream, Callable[[], None]]":
+        """A Watch call to the endpoint in use, and what to call to leave this endpoint. Raises StreamEnded, having left it."""
         link = self._link()
-        return link.watch(metadata=REQUIRE_LEADER), lambda: self._leave(link)
+        try:
+            stream = await open_stream(link.endpoint, WATCH, REQUIRE_LEADER, received, self._tls, ATTEMPT_S)
+        except StreamEnded:
+            self._leave(link)
+            raise
+        return stream, lambda: self._leave(link)
 
     def see(self, revision: int, seen_before: int = 0) -> None:
         """Notes a revision. `seen_before`: what had been seen when a linearizable request was sent. Raises
@@ -303,7 +328,6 @@ class _Link:
         self.grant = self._unary("Lease/LeaseGrant", pb.LeaseGrantResponse)
         self.revoke = self._unary("Lease/LeaseRevoke", pb.LeaseRevokeResponse)
         self.keepalive = self._stream("Lease/LeaseKeepAlive", pb.LeaseKeepAliveResponse)
-        self.watch = self._stream("Watch/Watch", pb.WatchResponse)
 
     def _unary(self, method: str, response: Any) -> Any:
         return self._channel.unary_unary(f"/etcdserverpb.{method}", _serialize, response.FromString)

@@ -17,15 +17,15 @@ import itertools
 import logging
 import random
 from collections.abc import Sequence
-from typing import Any
 
-import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError, Message
 
 from shards.etcd.client import Client
 from shards.etcd.messages import event_of
 from shards.etcd.proto import kv_pb2
 from shards.etcd.proto import rpc_pb2 as pb
+from shards.etcd.stream import Stream, StreamEnded
 from shards.kv import Compacted, HistoryLost, StoreError, Unavailable, WatchBatch
 from shards.merge import MergeFull, RevisionMerge
 
@@ -121,10 +121,6 @@ class _Range:
         self.fragments: list[kv_pb2.Event] = []
 
 
-class _Ended(Exception):
-    """The stream is of no use any more; the text says why."""
-
-
 class WatchStream:
     """`run` lives as long as the store; all calls are made on its event loop. `probe`: a key to read the store's
     revision with."""
@@ -137,7 +133,7 @@ class WatchStream:
         self._ranges: dict[int, _Range] = {}
         self._subscriptions: set[Subscription] = set()
         self._unsettled: set[Subscription] = set()
-        self._outbox: asyncio.Queue[pb.WatchRequest] | None = None
+        self._open: Stream | None = None
         self._used = asyncio.Event()
         self._wanted = asyncio.Event()
         self._answered = asyncio.Event()
@@ -170,8 +166,8 @@ class WatchStream:
             subscription.merge.add(number, after)
             self._ranges[number] = subscription.ranges[number] = _Range(subscription, start, end, after)
         self._subscriptions.add(subscription)
-        if self._outbox is not None:
-            self._create(subscription, self._outbox)
+        if self._open is not None:
+            self._create(subscription)
         self._used.set()
         return subscription
 
@@ -183,10 +179,7 @@ class WatchStream:
         self._unsettled.discard(subscription)
         for number in subscription.ranges:
             del self._ranges[number]
-            if self._outbox is not None:
-                self._outbox.put_nowait(
-                    pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=number))
-                )
+            self._send(cancel_request=pb.WatchCancelRequest(watch_id=number))
 
     def want(self, revision: int) -> None:
         """Somebody will wait for watches to reach `revision`: ask for progress now."""
@@ -216,7 +209,7 @@ class WatchStream:
                 log.error("%s", lost)
                 self.fail(lost)
                 return
-            except (_Ended, StoreError, grpc.aio.AioRpcError) as ended:
+            except (StreamEnded, StoreError, grpc.aio.AioRpcError) as ended:
                 if not self._failing:
                     self._failing = True
                     log.warning("the watch stream ended and is opened again: %s", _reason(ended))
@@ -231,32 +224,35 @@ class WatchStream:
         """Opens a stream, asks for all ranges, and serves it until it ends."""
         # Tells a store that was restored, and waits for a quorum without holding a stream to a member that has none.
         await self._client.range(pb.RangeRequest(key=self._probe, keys_only=True))
-        call, leave = self._client.watch_stream()
-        outbox: asyncio.Queue[pb.WatchRequest] = asyncio.Queue()
+        stream, leave = await self._client.watch_stream(self._message)
         self._unsettled.clear()
         self._passes.clear()
         self._newest = 0  # another member may be behind the last one
+        self._open = stream
         for subscription in self._subscriptions:
-            self._create(subscription, outbox)
-        self._outbox = outbox
+            self._create(subscription)
         self.connects += 1
         self._heard = asyncio.get_running_loop().time()
         # Not a TaskGroup: one whose child fails while it is cancelled itself forgets the cancellation.
-        work = (self._read(call), self._write(call, outbox), self._ask(outbox))
-        tasks = [asyncio.ensure_future(w) for w in work]
+        asking = asyncio.ensure_future(self._ask())
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await asyncio.wait((asking, stream.ended), return_when=asyncio.FIRST_COMPLETED)
+            if asking.done():
+                asking.result()
+            raise StreamEnded(stream.ended.result())
         finally:
-            self._outbox = None
-            for task in tasks:
-                task.cancel()
-            call.cancel()
+            self._open = None
+            asking.cancel()
+            stream.close()
             leave()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(asking, stream.ended, return_exceptions=True)
 
-    def _create(self, subscription: Subscription, outbox: "asyncio.Queue[pb.WatchRequest]") -> None:
+    def _send(self, **request: Message) -> None:
+        """Nothing is said where no stream is open: the next one begins anew."""
+        if self._open is not None:
+            self._open.send(pb.WatchRequest(**request).SerializeToString())
+
+    def _create(self, subscription: Subscription) -> None:
         subscription.settles_at = None
         subscription.missing, subscription.past = len(subscription.ranges), False
         self._unsettled.add(subscription)
@@ -273,23 +269,15 @@ class WatchStream:
                 fragment=True,
                 watch_id=number,
             )
-            outbox.put_nowait(pb.WatchRequest(create_request=request))
+            self._send(create_request=request)
 
-    async def _write(self, call: Any, outbox: "asyncio.Queue[pb.WatchRequest]") -> None:
+    def _message(self, data: bytes) -> None:
         try:
-            while True:
-                await call.write(await outbox.get())
-        except asyncio.InvalidStateError as closed:
-            raise _Ended("the stream is closed") from closed
-
-    async def _read(self, call: Any) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            response = await call.read()
-            if response is grpc.aio.EOF:
-                raise _Ended("the member closed the stream")
-            self._heard = loop.time()
-            self._received(response, self._heard)
+            response = pb.WatchResponse.FromString(data)
+        except DecodeError as damaged:
+            raise StreamEnded(f"the member sends what is no answer: {damaged}") from damaged
+        self._heard = asyncio.get_running_loop().time()
+        self._received(response, self._heard)
 
     def _received(self, response: pb.WatchResponse, now: float) -> None:
         watched = self._ranges.get(response.watch_id)
@@ -331,9 +319,7 @@ class WatchStream:
         number = next(self._ids)
         self._passes[number] = owner
         key, at = self._recent
-        request = pb.WatchCreateRequest(key=key, start_revision=at, watch_id=number)
-        if self._outbox is not None:
-            self._outbox.put_nowait(pb.WatchRequest(create_request=request))
+        self._send(create_request=pb.WatchCreateRequest(key=key, start_revision=at, watch_id=number))
 
     def _passed(self, response: pb.WatchResponse, now: float) -> None:
         """A pass over the watches that catch up was made: it told a past event, or that this is compacted."""
@@ -341,16 +327,15 @@ class WatchStream:
             return
         owner = self._passes.pop(response.watch_id)
         owner.settles_at = max(owner.settles_at or 0.0, now + SETTLE_S)
-        if self._outbox is not None and not response.canceled:
-            request = pb.WatchCancelRequest(watch_id=response.watch_id)
-            self._outbox.put_nowait(pb.WatchRequest(cancel_request=request))
+        if not response.canceled:
+            self._send(cancel_request=pb.WatchCancelRequest(watch_id=response.watch_id))
 
     def _canceled(self, watched: _Range, response: pb.WatchResponse) -> None:
         reason = response.cancel_reason or "no reason given"
         if response.compact_revision:
             self._end(watched.owner, Compacted(watched.through, response.compact_revision))
         elif "no leader" in reason:
-            raise _Ended(reason)
+            raise StreamEnded(reason)
         else:
             self._end(watched.owner, Unavailable(f"etcd ended the watch: {reason}"))
 
@@ -391,7 +376,7 @@ class WatchStream:
 
     # -- progress ---------------------------------------------------------------------------------------------
 
-    async def _ask(self, outbox: "asyncio.Queue[pb.WatchRequest]") -> None:
+    async def _ask(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             with contextlib.suppress(TimeoutError):
@@ -402,7 +387,7 @@ class WatchStream:
             target = older = None
             while self._subscriptions:
                 asked = loop.time()
-                latest = (*await self._round(outbox), asked)
+                latest = (*await self._round(), asked)
                 target = target or latest[0]
                 if older is None:
                     older = previous = latest
@@ -440,14 +425,14 @@ class WatchStream:
         at = min(now + SETTLE_S, subscription.unsettled_at + most_s)
         subscription.settles_at = max(subscription.settles_at or 0.0, at)
 
-    async def _round(self, outbox: "asyncio.Queue[pb.WatchRequest]") -> tuple[int, int]:
+    async def _round(self) -> tuple[int, int]:
         """Asks until there is an answer, and gives it."""
         loop = asyncio.get_running_loop()
         asked, asks = loop.time(), 0
         self._answered.clear()
         while True:
             asks += 1
-            outbox.put_nowait(pb.WatchRequest(progress_request=pb.WatchProgressRequest()))
+            self._send(progress_request=pb.WatchProgressRequest())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ASK_AGAIN_S):
                     await self._answered.wait()
@@ -457,7 +442,7 @@ class WatchStream:
             if silent_s > (patience_s := self._patience_s):
                 # It may be reading a long past for us: the next one is given longer, or none would ever finish.
                 self._patience_s = min(2 * patience_s, SILENT_MAX_S)
-                raise _Ended(f"the member has said nothing for {patience_s:.0f} s")
+                raise StreamEnded(f"the member has said nothing for {patience_s:.0f} s")
 
     def _credit(self, revision: int, asked: float) -> None:
         """All watches that were live when it was asked have progressed through `revision`."""
