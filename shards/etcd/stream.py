@@ -193,8 +193,12 @@ async def open_stream(
     timeout_s: float,
 ) -> Stream:
     """Calls `path` of the member at `endpoint`, host:port. Raises StreamEnded where there is no connection."""
-    address = urlsplit(f"//{endpoint}")
-    if address.hostname is None or address.port is None:
+    try:
+        address = urlsplit(f"//{endpoint}")
+        host, port = address.hostname, address.port
+    except ValueError:
+        host = port = None
+    if host is None or port is None:
         raise StreamEnded(f"{endpoint}: write host:port")
     headers = [
         (":method", "POST"),
@@ -208,7 +212,7 @@ async def open_stream(
     try:
         async with asyncio.timeout(timeout_s):
             _, stream = await asyncio.get_running_loop().create_connection(
-                lambda: Stream(headers, received), address.hostname, address.port, ssl=tls
+                lambda: Stream(headers, received), host, port, ssl=tls
             )
     except TimeoutError:
         raise StreamEnded(f"{endpoint}: no connection within {timeout_s:g} s") from None

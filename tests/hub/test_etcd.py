@@ -6,6 +6,7 @@ import datetime
 import ipaddress
 import os
 import shutil
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -380,6 +381,39 @@ async def test_two_thousand_watches_live_on_one_stream(store: EtcdStore) -> None
     keys = [e.key for f in followers for b in f.batches for e in b.events]
     assert sorted(keys) == [f"/w/{i:04d}/x" for i in range(0, 2000, 50)]
     assert store._watches.connects == 1
+
+
+async def test_a_turn_of_a_busy_loop_reads_all_that_has_come(one: EtcdCluster, store: EtcdStore) -> None:
+    """One message a turn, and a replica under load would fall behind what others write."""
+    count, ranges = 600, [(f"/t/{i:02d}/", f"/t/{i:02d}0") for i in range(30)]
+    start = await store.revision()
+    followers = [Follower(store, [span], start) for span in ranges]
+
+    async def write() -> int:
+        writer = await EtcdStore.open(one.endpoints, root="/elsewhere/")
+        await asyncio.gather(*(put(writer, f"/t/{i % 30:02d}/x", b"%d" % i) for i in range(count)))
+        head = await writer.revision()
+        await writer.close()
+        return head
+
+    loop, turns, busy = asyncio.get_running_loop(), 0, True
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        time.sleep(0.01)
+        if busy:
+            loop.call_soon(turn)
+
+    writing = asyncio.create_task(asyncio.to_thread(asyncio.run, write()))
+    turn()
+    head = await writing
+    for follower in followers:
+        await follower.through(head)
+        await follower.stop()
+    busy = False
+    assert sum(len(b.events) for f in followers for b in f.batches) == count
+    assert turns < count / 2
 
 
 async def test_a_replay_larger_than_a_message_comes_in_fragments(store: EtcdStore) -> None:
