@@ -283,7 +283,7 @@ class Share:
     async def _follow(self, run: _Run) -> None:
         while True:
             try:
-                async for batch in self._store.watch([(run.start, run.end)], run.revision):
+                async for batch in self._store.watch([(run.start, run.end)], run.revision, patient=True):
                     self.outage.over(run)
                     deltas = run.mirror.apply(batch.events, batch.revision)
                     run.revision = batch.revision

@@ -192,7 +192,7 @@ class Store(Protocol):
     ) -> AsyncIterator[WatchBatch]:
         """Batches of revisions > `after`, then live. Raises Compacted from the iterator, Unavailable when the store
         closes; a consumer that falls more than the store's bound behind gets Compacted as well. `patient`: progress without
-        events may be told some hundredths of a second late, so that a commit need not wake whom it does not concern."""
+        events may be told some tenths of a second late, so that a commit need not wake whom it does not concern."""
         ...
 
     async def grant(self, ttl_s: float) -> int:

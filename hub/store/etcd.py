@@ -147,7 +147,7 @@ class EtcdStore:
                 raise FutureRevision(f"revision {after} is not reached yet, the store is at {revision}")
         if self._client.closed:
             raise Unavailable("the store is closed")
-        subscription = self._watches.subscribe(ranges, after)
+        subscription = self._watches.subscribe(ranges, after, is_patient=patient)
         try:
             if 0 < after < self._client.head:
                 # A watch from just before a compacted deletion is not refused by etcd 3.4, and does not tell of it.

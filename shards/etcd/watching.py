@@ -61,7 +61,8 @@ BROADCAST = -1
 class Subscription:
     """One watch as its consumer sees it: batches not taken yet, or why it ended."""
 
-    def __init__(self, after: int, backlog_max: int) -> None:
+    def __init__(self, after: int, backlog_max: int, is_patient: bool) -> None:
+        self.is_patient = is_patient
         self.merge: RevisionMerge[int] = RevisionMerge()
         self.ranges: dict[int, _Range] = {}
         self.credited = after
@@ -148,6 +149,8 @@ class WatchStream:
         through an older revision has come before it."""
         self._want = 0
         self._credited = 0
+        self._told_all = float("-inf")
+        """When patient watches, too, were told of progress."""
         self._heard = 0.0
         self._heard_event = 0.0
         self._wary_until = 0.0
@@ -156,8 +159,10 @@ class WatchStream:
         self.connects = 0
         """Streams that have been opened."""
 
-    def subscribe(self, ranges: Sequence[tuple[str, str]], after: int) -> Subscription:
-        subscription = Subscription(after, self._backlog_max)
+    def subscribe(
+        self, ranges: Sequence[tuple[str, str]], after: int, *, is_patient: bool = False
+    ) -> Subscription:
+        subscription = Subscription(after, self._backlog_max, is_patient)
         if self._client.lost is not None:
             subscription.fail(self._client.lost)
             return subscription
@@ -446,6 +451,10 @@ class WatchStream:
 
     def _credit(self, revision: int, asked: float) -> None:
         """All watches that were live when it was asked have progressed through `revision`."""
+        # A replica has a thousand patient watches, and while any watch settles there are twenty answers a second.
+        tells_all = asked - self._told_all >= IDLE_S / 2
+        if tells_all:
+            self._told_all = asked
         self._credited = max(self._credited, revision)
         self._patience_s = SILENT_S
         self._client.see(revision)
@@ -454,6 +463,8 @@ class WatchStream:
                 if subscription.settles_at is None or asked < subscription.settles_at:
                     continue
                 self._unsettled.discard(subscription)
+            if subscription.is_patient and subscription.told and not (tells_all or subscription.merge.held):
+                continue
             if revision > subscription.credited:
                 subscription.credited = revision
                 subscription.offer(subscription.merge.progress_all(revision))

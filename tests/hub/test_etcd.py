@@ -28,6 +28,7 @@ from shards.etcd.watching import (
     SETTLE_MAX_S,
     SETTLE_S,
     WARY_S,
+    Subscription,
     WatchStream,
     union,
 )
@@ -511,6 +512,26 @@ async def test_bursts_put_a_watch_off_for_a_while_and_not_for_ever(most_s: float
     assert [b.revision for b in await subscription.take()] == [20]
     watches._settle_anew(30.0)
     assert subscription.settles_at == 30.0 + SETTLE_S
+
+
+async def test_patient_watches_are_told_of_progress_less_often_and_of_events_at_once() -> None:
+    watches = WatchStream(_Seen(), "/meta", backlog_max=100)  # type: ignore[arg-type]
+    prompt, patient = (
+        watches.subscribe([("/a", "/b")], 10),
+        watches.subscribe([("/c", "/d")], 10, is_patient=True),
+    )
+    for subscription in (prompt, patient):
+        subscription.settles_at = 0.0
+    told: dict[Subscription, list[int]] = {prompt: [], patient: []}
+    for tenths in range(11):
+        watches._credit(20 + tenths, 1.0 + tenths / 10)
+        for subscription in told:
+            if subscription._batches:
+                told[subscription] += [b.revision for b in await subscription.take()]
+    assert told == {prompt: list(range(20, 31)), patient: [20, 23, 26, 29]}
+    event = kv_pb2.Event(kv=kv_pb2.KeyValue(key=b"/c1", mod_revision=31, create_revision=31))
+    watches._received(pb.WatchResponse(watch_id=2, events=[event]), 2.0)
+    assert [b.revision for b in await patient.take()] == [31]
 
 
 def test_ranges_are_joined_where_they_touch_or_overlap() -> None:
