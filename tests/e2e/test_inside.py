@@ -86,6 +86,7 @@ def test_cp_takes_directories_there_and_back(kube: Kube, tmp_path: Path) -> None
 def test_a_terminal_knows_its_size_and_takes_control_characters(kube: Kube) -> None:
     parent, child = os.openpty()
     shown = b""
+    reader: threading.Thread | None = None
 
     def see(text: bytes) -> None:
         nonlocal shown
@@ -125,6 +126,8 @@ def test_a_terminal_knows_its_size_and_takes_control_characters(kube: Kube) -> N
             assert kubectl.wait(60) == 5
     finally:
         os.close(child)
+        if reader is not None:
+            reader.join(60)  # else it goes on reading whatever has the descriptor's number next
         os.close(parent)
 
 

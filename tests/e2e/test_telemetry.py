@@ -26,6 +26,8 @@ from tests.servers.prometheus import JOB, Prometheus
 
 NODE = "zebra-4711"
 """A name that nothing else has: it is looked for where it must not be."""
+CHANGED = "changed-4711"
+"""A pod that is there for every test of this module."""
 SIMS = 5  # as many as a pool needs for its alert
 PODS = "/api/v1/namespaces/default/pods"
 CONFIGMAPS = "/api/v1/namespaces/default/configmaps"
@@ -67,6 +69,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         ha.wait_serve()
         ha.sims(SIMS, processes=1)
         ha.agent(NODE)
+        ha.send("POST", PODS, sleeper(CHANGED, NODE))
         yield Watched(ha, collector, prometheus)
 
 
@@ -218,7 +221,7 @@ def load(watched: Watched) -> None:
     for replica in watched.ha.replicas:
         pod = {"metadata": {"labels": {"turn": str(free_port())}}}
         headers = {"Content-Type": "application/merge-patch+json"}
-        assert request(replica, context, "PATCH", f"{PODS}/traced-0", pod, **headers) == 200
+        assert request(replica, context, "PATCH", f"{PODS}/{CHANGED}", pod, **headers) == 200
         assert request(replica, context, "GET", f"{CONFIGMAPS}/none") == 404
         assert request(replica, nobody, "GET", PODS) == 401
     edge = watched.ha.replicas[0]
@@ -246,15 +249,30 @@ def test_every_expression_of_dashboards_and_alerts_has_data_in_a_real_prometheus
 
 
 def test_everything_that_is_scraped_is_documented_and_bears_bounded_labels(watched: Watched) -> None:
-    load(watched)
-    names = {NODE, *(f"sim-{n}" for n in range(SIMS)), "traced-0", "kubernetes-admin", "hub-1", "hub-2"}
+    names = {NODE, *(f"sim-{n}" for n in range(SIMS)), CHANGED, "kubernetes-admin", "hub-1", "hub-2"}
     by_name = {m.prometheus: m for m in CATALOGUE}
-    kinds = {name: row["type"] for name, row in watched.prometheus.metadata().items()}
-    for replica in watched.ha.replicas:
-        text = replica.api("GET", "/metrics")
+    always = {
+        m.prometheus + ("_count" if m.kind == HISTOGRAM else "")
+        for m in CATALOGUE
+        if m.when not in ("--source kubernetes", "--spire-server")
+    }
+
+    def scrape() -> list[str]:
+        return [replica.api("GET", "/metrics") for replica in watched.ha.replicas]
+
+    def missing() -> set[str]:
+        """What is documented and not exported."""
+        load(watched)
+        return always - {name for text in scrape() for name, _, _ in scraped.samples(text)}
+
+    wait_for(lambda: not missing(), "every metric is exported", 60, missing)
+    for replica, text in zip(watched.ha.replicas, scrape(), strict=True):
         typed = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.M))
         assert typed == {name: by_name[name].kind for name in typed}
-        assert typed.items() <= kinds.items()
+        wait_for(
+            lambda typed=typed: typed.items() <= kinds(watched).items(),  # type: ignore[misc]
+            "Prometheus has them with their types", 60, lambda: kinds(watched),
+        )  # fmt: skip
         for name, labels, _ in scraped.samples(text):
             metric = by_name.get(name) or by_name[re.sub(r"_(bucket|sum|count)$", "", name)]
             values = {k: v for k, v in labels.items() if not (metric.kind == HISTOGRAM and k == "le")}
@@ -264,12 +282,7 @@ def test_everything_that_is_scraped_is_documented_and_bears_bounded_labels(watch
                 assert allowed[label].allows(value), (name, label, value)
                 assert value not in names, (name, label, value)
         assert "is not exported: add it" not in replica.log()
-    mine = {
-        name
-        for replica in watched.ha.replicas
-        for name, _, _ in scraped.samples(replica.api("GET", "/metrics"))
-    }
-    for metric in CATALOGUE:
-        if metric.when not in ("--source kubernetes", "--spire-server"):
-            suffix = "_count" if metric.kind == HISTOGRAM else ""
-            assert metric.prometheus + suffix in mine, f"{metric.name} is documented and not exported"
+
+
+def kinds(watched: Watched) -> dict[str, str]:
+    return {name: row["type"] for name, row in watched.prometheus.metadata().items()}

@@ -150,10 +150,7 @@ class KubeProxy:
             )  # fmt: skip
         self._handlers.add(task)
         try:
-            if verb == "watch":
-                with self._counted(request.path_qs):
-                    return await self._forward(request, self.watch_life_s)
-            return await self._forward(request, None)
+            return await self._forward(request, verb == "watch")
         except (asyncio.CancelledError, aiohttp.ClientError, ConnectionError):
             return self._cut_off(request)
         finally:
@@ -185,7 +182,7 @@ class KubeProxy:
             else:
                 self.written[int(version)] = path
 
-    async def _forward(self, request: web.BaseRequest, life_s: float | None) -> web.StreamResponse:
+    async def _forward(self, request: web.BaseRequest, is_watch: bool) -> web.StreamResponse:
         headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP_BY_HOP}
         body = await request.read()
         # Not parsed: what is quoted stays as the client quoted it.
@@ -200,10 +197,12 @@ class KubeProxy:
                 whole = await answer.read()
                 await response.write(whole)
                 self._note(request.path, body, answer.status, whole)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(life_s):
-                    async for chunk in answer.content.iter_any():
-                        await response.write(chunk)
+            # A watch is open once it is answered: Go asks again by itself for what was cut before.
+            with self._counted(request.path_qs) if is_watch else contextlib.nullcontext():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self.watch_life_s if is_watch else None):
+                        async for chunk in answer.content.iter_any():
+                            await response.write(chunk)
             await response.write_eof()
             return response
 
